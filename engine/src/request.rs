@@ -102,6 +102,22 @@ impl<'a> RequestFacts<'a> {
         }
     }
 
+    /// Sets an attribute whose value must never be shown: only its hash is kept, so it can tell
+    /// clients apart and be tested for presence, and no text of it exists to leak.
+    pub fn set_secret(&mut self, id: AttributeId, value: &[u8]) {
+        if id.is_address() {
+            return;
+        }
+        if let Some(place) = self.hashes.get_mut(id.index()) {
+            *place = self.key.hash(value);
+        }
+    }
+
+    /// Returns whether an attribute has a value, shown or secret.
+    pub fn is_present(&self, id: AttributeId) -> bool {
+        self.hash(id) != 0
+    }
+
     /// Returns the client's address, canonical and whole.
     pub fn address(&self) -> IpAddr {
         self.address

@@ -1,0 +1,50 @@
+//! The one place where control meets requests: the policy in force.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tidegate_engine::policy::Policy;
+
+/// Makes a publisher and a reader of the same policy.
+pub fn handover(first: Policy) -> (PolicyPublisher, PolicyReader) {
+    let current = Arc::new(ArcSwap::from_pointee(first));
+    (PolicyPublisher { current: Arc::clone(&current) }, PolicyReader { current })
+}
+
+/// Replaces the policy in force, whole.
+///
+/// Not `Clone`: the control loop owns the only one, so nothing else can publish.
+#[derive(Debug)]
+pub struct PolicyPublisher {
+    current: Arc<ArcSwap<Policy>>,
+}
+
+impl PolicyPublisher {
+    /// Puts a policy in force for every request that begins from now on.
+    pub fn publish(&self, policy: Policy) {
+        self.current.store(Arc::new(policy));
+    }
+
+    /// Returns the policy in force.
+    pub fn current(&self) -> Arc<Policy> {
+        self.current.load_full()
+    }
+}
+
+/// Reads the policy in force. Reading takes no lock and writes nothing that workers share.
+#[derive(Clone, Debug)]
+pub struct PolicyReader {
+    current: Arc<ArcSwap<Policy>>,
+}
+
+impl PolicyReader {
+    /// Calls `with` with the policy in force. A request calls this once, so it sees one policy.
+    pub fn read<T>(&self, with: impl FnOnce(&Policy) -> T) -> T {
+        with(&self.current.load())
+    }
+
+    /// Returns the policy in force, to keep.
+    pub fn current(&self) -> Arc<Policy> {
+        self.current.load_full()
+    }
+}

@@ -1,0 +1,210 @@
+//! Deadlines of a client connection while no request is being served on it.
+//!
+//! hyper's own head timeout covers neither the first byte nor the answer that a slow client gets, so
+//! it is off and this stream keeps the time: 5 s to the first byte, 10 s for a head, 75 s between
+//! requests. Resetting a deadline is one store; the timer is armed again only when it fires early.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// How long a new connection may send nothing.
+pub(crate) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request head may take from its first byte to its last.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be idle between two requests.
+pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// The longest request head; more is answered 431.
+pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Accepted, nothing read yet.
+    FirstByte,
+    /// A head is arriving.
+    Head,
+    /// A request is being served; its own timeouts hold.
+    Serving,
+    /// Between requests.
+    Idle,
+}
+
+/// The state that a connection's stream and its requests share.
+#[derive(Debug)]
+pub(crate) struct ConnectionState {
+    phase: Cell<Phase>,
+    deadline: Cell<Instant>,
+    /// The raw bytes of the head that is arriving, at most [`HEAD_BYTES_MAX`].
+    head: RefCell<Vec<u8>>,
+    /// Whether the client must be given time to read a refusal before the connection closes.
+    pub(crate) linger: Cell<bool>,
+    /// Whether the connection must be closed without an answer.
+    pub(crate) abort: Cell<bool>,
+}
+
+impl ConnectionState {
+    /// Begins a connection.
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self {
+            phase: Cell::new(Phase::FirstByte),
+            deadline: Cell::new(Instant::now() + FIRST_BYTE_TIMEOUT),
+            head: RefCell::new(Vec::new()),
+            linger: Cell::new(false),
+            abort: Cell::new(false),
+        })
+    }
+
+    /// Returns what the connection is doing.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// A head is complete and its request is being served.
+    pub(crate) fn serving(&self) {
+        self.phase.set(Phase::Serving);
+    }
+
+    /// The answer is complete.
+    pub(crate) fn idle(&self) {
+        self.phase.set(Phase::Idle);
+        self.deadline.set(Instant::now() + KEEP_ALIVE_TIMEOUT);
+        let mut head = self.head.borrow_mut();
+        head.clear();
+        // Most heads are under 1 KiB; an idle connection keeps no more than 4 KiB.
+        head.shrink_to(4096);
+    }
+
+    /// Returns whether the head that was read last announces both `Content-Length` and
+    /// `Transfer-Encoding`. hyper drops the former before anybody can see it.
+    pub(crate) fn head_has_content_length(&self) -> bool {
+        let head = self.head.borrow();
+        let end = head.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(head.len());
+        let head = head.get(..end).unwrap_or_default();
+        head.split(|byte| *byte == b'\n').skip(1).any(|line| {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            name.trim_ascii().eq_ignore_ascii_case(b"content-length")
+        })
+    }
+
+    /// Notes bytes that arrived.
+    fn received(&self, bytes: &[u8]) {
+        match self.phase.get() {
+            Phase::FirstByte | Phase::Idle => {
+                self.phase.set(Phase::Head);
+                self.deadline.set(Instant::now() + HEAD_TIMEOUT);
+            }
+            Phase::Head => {}
+            Phase::Serving => return,
+        }
+        let mut head = self.head.borrow_mut();
+        let room = HEAD_BYTES_MAX.saturating_sub(head.len());
+        head.extend_from_slice(bytes.get(..bytes.len().min(room)).unwrap_or_default());
+    }
+}
+
+/// A client's stream with the deadlines of [`ConnectionState`] on reading.
+#[derive(Debug)]
+pub(crate) struct Guard<S> {
+    stream: S,
+    state: Rc<ConnectionState>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Guard<S> {
+    /// Puts a stream under the deadlines of `state`.
+    pub(crate) fn new(stream: S, state: Rc<ConnectionState>) -> Self {
+        Self { stream, state, timer: None }
+    }
+
+    /// Returns the stream.
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+
+    /// Waits for the deadline; ready when it has passed.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.state.phase.get() == Phase::Serving {
+            return Poll::Pending;
+        }
+        let deadline = self.state.deadline.get();
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        loop {
+            // An armed timer that is too early fires, sees the later deadline, and is armed again.
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.state.abort.get() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(Ok(())) => {
+                self.state.received(buffer.filled().get(before..).unwrap_or_default());
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(error) => Poll::Ready(error),
+            Poll::Pending => {
+                ready!(self.poll_deadline(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.state.abort.get() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.state.abort.get() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,302 @@
+//! Headers on their way through: what ends here, what is added, what is passed on.
+
+use std::fmt::Write as _;
+
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{HeaderMap, Version};
+use tidegate_engine::request::RequestFacts;
+
+use super::address::X_FORWARDED_FOR;
+
+/// `x-request-id`.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// `traceparent`.
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const VIA_OURS: HeaderValue = HeaderValue::from_static("1.1 tidegate");
+
+/// The longest request id that is kept, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Removes what belongs to one connection only: `Connection`, everything that it names, and the
+/// fields that every proxy keeps to itself (RFC 9110, 7.6.1).
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            // `Connection: host` must not take away what tells services apart.
+            .filter(|name| *name != HOST)
+            .collect();
+        headers.remove(CONNECTION);
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, UPGRADE] {
+        headers.remove(name);
+    }
+    headers.remove(TRANSFER_ENCODING);
+}
+
+/// Prepares a request's headers for the upstream. What is added is written after what is stripped,
+/// so `Connection: x-forwarded-for` removes nothing of ours.
+///
+/// Returns how many fields with an underscore were dropped: many servers read `x_real_ip` and
+/// `x-real-ip` as the same field, so one could be made to stand for the other.
+pub(crate) fn prepare_request(
+    headers: &mut HeaderMap,
+    facts: &ForwardedFacts<'_>,
+    version: Version,
+) -> usize {
+    let trailers_welcome = headers
+        .get_all(TE)
+        .iter()
+        .any(|line| line.as_bytes().split(|byte| *byte == b',').any(is_trailers));
+    strip_hop_by_hop(headers);
+    headers.remove(TE);
+    headers.remove(EXPECT);
+    let dropped = drop_underscored(headers);
+    if trailers_welcome {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    append_forwarded_for(headers, facts);
+    if !facts.peer_is_trusted || !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if (!facts.peer_is_trusted || !headers.contains_key(X_FORWARDED_HOST))
+        && let Some(host) = headers.get(HOST).cloned()
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    append_via(headers, version);
+    headers.insert(X_REQUEST_ID, facts.request_id.clone());
+    dropped
+}
+
+/// What the forwarding headers say.
+#[derive(Debug)]
+pub(crate) struct ForwardedFacts<'a> {
+    /// The peer's address as text.
+    pub(crate) peer: &'a HeaderValue,
+    /// Whether the peer's own forwarding headers are believed.
+    pub(crate) peer_is_trusted: bool,
+    /// The request id in force.
+    pub(crate) request_id: &'a HeaderValue,
+}
+
+fn is_trailers(token: &[u8]) -> bool {
+    let name = token.split(|byte| *byte == b';').next().unwrap_or_default();
+    name.trim_ascii().eq_ignore_ascii_case(b"trailers")
+}
+
+fn drop_underscored(headers: &mut HeaderMap) -> usize {
+    if !headers.keys().any(|name| name.as_str().contains('_')) {
+        return 0;
+    }
+    let names: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in &names {
+        headers.remove(name);
+    }
+    names.len()
+}
+
+fn append_forwarded_for(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
+    if facts.peer_is_trusted && headers.contains_key(X_FORWARDED_FOR) {
+        let mut joined = Vec::with_capacity(64);
+        for line in headers.get_all(X_FORWARDED_FOR) {
+            joined.extend_from_slice(line.as_bytes());
+            joined.extend_from_slice(b", ");
+        }
+        joined.extend_from_slice(facts.peer.as_bytes());
+        if let Ok(value) = HeaderValue::from_bytes(&joined) {
+            headers.insert(X_FORWARDED_FOR, value);
+            return;
+        }
+    }
+    headers.insert(X_FORWARDED_FOR, facts.peer.clone());
+}
+
+/// Appends this proxy to `Via`.
+pub(crate) fn append_via(headers: &mut HeaderMap, version: Version) {
+    let ours = if version == Version::HTTP_10 {
+        HeaderValue::from_static("1.0 tidegate")
+    } else {
+        VIA_OURS
+    };
+    let joined = headers.get(VIA).and_then(|existing| {
+        let mut joined = existing.as_bytes().to_vec();
+        joined.extend_from_slice(b", ");
+        joined.extend_from_slice(ours.as_bytes());
+        HeaderValue::from_bytes(&joined).ok()
+    });
+    headers.insert(VIA, joined.unwrap_or(ours));
+}
+
+/// Takes a trusted proxy's request id, or makes one from a random process part and a counter.
+pub(crate) fn request_id(headers: &HeaderMap, peer_is_trusted: bool, ids: &RequestIds) -> HeaderValue {
+    if peer_is_trusted
+        && let Some(id) = headers.get(X_REQUEST_ID)
+        && id.len() <= REQUEST_ID_BYTES_MAX
+        && !id.is_empty()
+        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    {
+        return id.clone();
+    }
+    ids.next()
+}
+
+/// Removes a `traceparent` that is not one (W3C Trace Context: `00-32 hex-16 hex-2 hex`), with its
+/// `tracestate`; passes a good one on untouched.
+pub(crate) fn check_trace(headers: &mut HeaderMap) {
+    let Some(parent) = headers.get(TRACEPARENT) else { return };
+    let hex = |text: &[u8]| text.iter().all(u8::is_ascii_hexdigit);
+    let mut parts = parent.as_bytes().split(|byte| *byte == b'-');
+    let good = [2, 32, 16, 2]
+        .iter()
+        .all(|length| parts.next().is_some_and(|part| part.len() == *length && hex(part)));
+    if !good || headers.get_all(TRACEPARENT).iter().count() > 1 {
+        headers.remove(TRACEPARENT);
+        headers.remove(TRACESTATE);
+    }
+}
+
+/// Makes request ids: 32 hexadecimal digits, of which the first half is random per worker.
+///
+/// Unique within the fleet by chance, and cheap: no random number is drawn on a request's way.
+#[derive(Debug)]
+pub(crate) struct RequestIds {
+    prefix: u64,
+    next: std::cell::Cell<u64>,
+}
+
+impl RequestIds {
+    /// Begins a series from a random number.
+    pub(crate) fn new(random: u64) -> Self {
+        Self { prefix: random, next: std::cell::Cell::new(random.rotate_left(17)) }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(0x9E37_79B9_7F4A_7C15));
+        let mut text = String::with_capacity(32);
+        // Writing to a String cannot fail, and hexadecimal digits are a valid header value.
+        let written = write!(text, "{:016x}{number:016x}", self.prefix);
+        debug_assert!(written.is_ok());
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0"))
+    }
+}
+
+/// Returns the attribute facts' address as a header value.
+pub(crate) fn address_value(facts: &RequestFacts<'_>) -> HeaderValue {
+    HeaderValue::try_from(facts.address().to_string()).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn prepared(lines: &[(&str, &str)], peer_is_trusted: bool) -> HeaderMap {
+        let mut headers = headers(lines);
+        let peer = HeaderValue::from_static("192.0.2.7");
+        let request_id = HeaderValue::from_static("id");
+        let facts = ForwardedFacts { peer: &peer, peer_is_trusted, request_id: &request_id };
+        prepare_request(&mut headers, &facts, Version::HTTP_11);
+        headers
+    }
+
+    fn line<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+        headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn what_connection_names_ends_here_but_not_what_is_added() {
+        let out = prepared(
+            &[
+                ("host", "acme"),
+                ("connection", "x-secret, X-Forwarded-For, host"),
+                ("x-secret", "1"),
+                ("keep-alive", "timeout=5"),
+                ("te", "trailers;q=0.5, gzip"),
+                ("expect", "100-continue"),
+            ],
+            false,
+        );
+        assert_eq!(line(&out, "x-secret"), None);
+        assert_eq!(line(&out, "keep-alive"), None);
+        assert_eq!(line(&out, "expect"), None);
+        assert_eq!(line(&out, "connection"), None);
+        assert_eq!(line(&out, "te"), Some("trailers"));
+        assert_eq!(line(&out, "host"), Some("acme"));
+        assert_eq!(line(&out, "x-forwarded-for"), Some("192.0.2.7"));
+        assert_eq!(line(&out, "x-forwarded-host"), Some("acme"));
+        assert_eq!(line(&out, "via"), Some("1.1 tidegate"));
+    }
+
+    #[test]
+    fn a_strangers_forwarding_headers_are_replaced_and_a_trusted_proxys_kept() {
+        let lines = [
+            ("host", "acme"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "other"),
+            ("via", "1.1 edge"),
+        ];
+        let stranger = prepared(&lines, false);
+        assert_eq!(line(&stranger, "x-forwarded-for"), Some("192.0.2.7"));
+        assert_eq!(line(&stranger, "x-forwarded-proto"), Some("http"));
+        assert_eq!(line(&stranger, "x-forwarded-host"), Some("acme"));
+        let trusted = prepared(&lines, true);
+        assert_eq!(line(&trusted, "x-forwarded-for"), Some("198.51.100.1, 192.0.2.7"));
+        assert_eq!(line(&trusted, "x-forwarded-proto"), Some("https"));
+        assert_eq!(line(&trusted, "x-forwarded-host"), Some("other"));
+        assert_eq!(line(&trusted, "via"), Some("1.1 edge, 1.1 tidegate"));
+    }
+
+    #[test]
+    fn a_field_with_an_underscore_is_dropped() {
+        let out = prepared(&[("host", "acme"), ("x_forwarded_for", "198.51.100.1")], false);
+        assert_eq!(line(&out, "x_forwarded_for"), None);
+    }
+
+    #[test]
+    fn only_a_trusted_proxys_request_id_is_kept() {
+        let ids = RequestIds::new(7);
+        let given = headers(&[("x-request-id", "abc")]);
+        assert_eq!(request_id(&given, true, &ids), "abc");
+        assert_ne!(request_id(&given, false, &ids), "abc");
+        assert_eq!(request_id(&given, false, &ids).len(), 32);
+        assert_ne!(request_id(&given, false, &ids), request_id(&given, false, &ids));
+        let bad = headers(&[("x-request-id", "a b")]);
+        assert_ne!(request_id(&bad, true, &ids), "a b");
+    }
+
+    #[test]
+    fn a_broken_traceparent_is_not_passed_on() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut kept = headers(&[("traceparent", good), ("tracestate", "a=1")]);
+        check_trace(&mut kept);
+        assert_eq!(line(&kept, "traceparent"), Some(good));
+        let mut broken = headers(&[("traceparent", "00-xyz"), ("tracestate", "a=1")]);
+        check_trace(&mut broken);
+        assert!(broken.is_empty());
+    }
+}

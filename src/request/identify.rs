@@ -1,0 +1,403 @@
+//! Identifies the client: reads the operator's attributes from a request.
+//!
+//! A client must not be able to change who it is by the way it writes its headers. A field given
+//! twice with different values could be one client to us and another to the upstream, so it is
+//! refused; an over-long value is hashed, never skipped; names with an underscore never count.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::header::{COOKIE, HeaderName, USER_AGENT};
+use http::{HeaderMap, Uri};
+use regex::Regex;
+use tidegate_engine::attribute::{AttributeId, Schema};
+use tidegate_engine::request::{HashKey, RequestFacts};
+
+use super::target::Invalid;
+
+/// The longest JWT that is looked into, in bytes; a longer one has no claims for us.
+const JWT_BYTES_MAX: usize = 8 * 1024;
+
+/// Reads attributes from requests.
+#[derive(Debug)]
+pub struct Identify {
+    schema: Arc<Schema>,
+    key: HashKey,
+    readers: Vec<AttributeReader>,
+}
+
+/// How one attribute is read.
+#[derive(Clone, Debug)]
+pub struct AttributeReader {
+    /// Which attribute.
+    pub id: AttributeId,
+    /// Where its value is, in order of preference.
+    pub from: Vec<ValueFrom>,
+    /// What of the value counts: the first group, or the whole match. No match: no value.
+    pub pattern: Option<Regex>,
+    /// Whether the value may only be hashed, never kept as text.
+    pub secret: bool,
+}
+
+/// One place where an attribute's value may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueFrom {
+    /// A header.
+    Header(HeaderName),
+    /// A query parameter.
+    Query(Arc<str>),
+    /// A cookie.
+    Cookie(Arc<str>),
+    /// The n-th label of the host, counted from 1 from the left; an address has none.
+    HostLabel(usize),
+    /// The n-th segment of the path, counted from 1.
+    PathSegment(usize),
+    /// A claim of the JWT in a header (after `Bearer ` where there is one), read and not verified.
+    JwtClaim {
+        /// The header.
+        header: HeaderName,
+        /// The claim; its value must be a string, a number or a boolean.
+        claim: Arc<str>,
+    },
+}
+
+/// The parts of a request that attributes are read from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Readable<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) uri: &'a Uri,
+    pub(crate) method: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) path: &'a str,
+}
+
+const AMBIGUOUS: Invalid =
+    Invalid { status: 400, detail: "a field that identifies the client is given twice" };
+
+impl Identify {
+    /// Reads these attributes.
+    pub fn new(schema: Arc<Schema>, key: HashKey, readers: Vec<AttributeReader>) -> Self {
+        Self { schema, key, readers }
+    }
+
+    /// Returns all attributes there are.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    /// Reads a request's attributes, except service and route, which are found later.
+    pub(crate) fn facts<'a>(
+        &'a self,
+        address: IpAddr,
+        request: Readable<'a>,
+    ) -> Result<RequestFacts<'a>, Invalid> {
+        let mut facts = RequestFacts::new(&self.key, address);
+        facts.set(AttributeId::METHOD, Cow::Borrowed(request.method));
+        if !request.host.is_empty() {
+            facts.set(AttributeId::HOST, Cow::Borrowed(request.host));
+        }
+        if let Some(agent) = header(request.headers, &USER_AGENT)? {
+            facts.set(AttributeId::USER_AGENT, agent);
+        }
+        for reader in &self.readers {
+            let Some(value) = reader.read(&request)? else { continue };
+            if reader.secret {
+                facts.set_secret(reader.id, value.as_bytes());
+            } else {
+                facts.set(reader.id, value);
+            }
+        }
+        Ok(facts)
+    }
+}
+
+impl AttributeReader {
+    fn read<'a>(&self, request: &Readable<'a>) -> Result<Option<Cow<'a, str>>, Invalid> {
+        for from in &self.from {
+            let Some(value) = from.read(request)? else { continue };
+            let value = match &self.pattern {
+                None => Some(value),
+                Some(pattern) => matched(pattern, value),
+            };
+            if value.as_ref().is_some_and(|value| !value.is_empty()) {
+                return Ok(value);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Returns the first group of the match, or the whole match where the pattern has no group.
+fn matched<'a>(pattern: &Regex, value: Cow<'a, str>) -> Option<Cow<'a, str>> {
+    let range = {
+        let captures = pattern.captures(&value)?;
+        captures.get(1).or_else(|| captures.get(0))?.range()
+    };
+    match value {
+        Cow::Borrowed(text) => text.get(range).map(Cow::Borrowed),
+        Cow::Owned(text) => text.get(range).map(|part| Cow::Owned(part.to_owned())),
+    }
+}
+
+impl ValueFrom {
+    fn read<'a>(&self, request: &Readable<'a>) -> Result<Option<Cow<'a, str>>, Invalid> {
+        match self {
+            Self::Header(name) => header(request.headers, name),
+            Self::Query(name) => query(request.uri.query().unwrap_or_default(), name),
+            Self::Cookie(name) => cookie(request.headers, name),
+            Self::HostLabel(number) => Ok(host_label(request.host, *number).map(Cow::Borrowed)),
+            Self::PathSegment(number) => {
+                let segments = request.path.split('/').filter(|segment| !segment.is_empty());
+                Ok(segments.take(*number).nth(number - 1).map(Cow::Borrowed))
+            }
+            Self::JwtClaim { header: name, claim } => {
+                Ok(header(request.headers, name)?.and_then(|token| jwt_claim(&token, claim)).map(Cow::Owned))
+            }
+        }
+    }
+}
+
+/// Returns a header's value. The same value twice is one value; two values are refused.
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Cow<'a, str>>, Invalid> {
+    let Some(first) = headers.get(name) else { return Ok(None) };
+    // `get_all` walks a chain that a single value does not have.
+    if headers.get_all(name).iter().any(|other| other != first) {
+        return Err(AMBIGUOUS);
+    }
+    Ok(Some(text(first.as_bytes())))
+}
+
+/// Returns bytes as text; bytes that are no UTF-8 are written as escapes, so distinct values stay
+/// distinct.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text.trim()),
+        Err(_) => Cow::Owned(bytes.escape_ascii().to_string()),
+    }
+}
+
+/// Returns a query parameter, unescaped. Given twice with different values, it is refused.
+fn query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
+    let mut found: Option<Cow<'a, str>> = None;
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if unescape_query(key) != name {
+            continue;
+        }
+        let value = unescape_query(value);
+        match &found {
+            Some(first) if *first != value => return Err(AMBIGUOUS),
+            Some(_) => {}
+            None => found = Some(value),
+        }
+    }
+    Ok(found)
+}
+
+/// Undoes `%xx` and `+`; an escape that is none stays as it is.
+fn unescape_query(text: &str) -> Cow<'_, str> {
+    if !text.bytes().any(|byte| byte == b'%' || byte == b'+') {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        let escaped = match (byte, after) {
+            (b'%', [high, low, ..]) => {
+                char::from(*high).to_digit(16).zip(char::from(*low).to_digit(16))
+            }
+            _ => None,
+        };
+        if let Some((high, low)) = escaped {
+            bytes.push((high * 16 + low) as u8);
+            rest = after.get(2..).unwrap_or_default();
+        } else {
+            bytes.push(if *byte == b'+' { b' ' } else { *byte });
+            rest = after;
+        }
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Cow::Owned(text),
+        Err(error) => Cow::Owned(error.as_bytes().escape_ascii().to_string()),
+    }
+}
+
+/// Returns a cookie. Given twice with different values, it is refused.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
+    let mut found: Option<&'a [u8]> = None;
+    let pairs =
+        headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    for pair in pairs {
+        let mut halves = pair.splitn(2, |byte| *byte == b'=');
+        if halves.next().unwrap_or_default().trim_ascii() != name.as_bytes() {
+            continue;
+        }
+        let value = halves.next().unwrap_or_default().trim_ascii();
+        match found {
+            Some(first) if first != value => return Err(AMBIGUOUS),
+            _ => found = Some(value),
+        }
+    }
+    Ok(found.map(text))
+}
+
+/// Returns the n-th label of a host, counted from 1; an address has none.
+fn host_label(host: &str, number: usize) -> Option<&str> {
+    if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    host.split('.').nth(number.checked_sub(1)?).filter(|label| !label.is_empty())
+}
+
+/// Reads a claim of a JWT's payload without verifying anything: the claim says who the client
+/// pretends to be, which is all that an attribute ever says.
+fn jwt_claim(token: &str, claim: &str) -> Option<String> {
+    let token = token.strip_prefix("Bearer ").unwrap_or(token).trim();
+    if token.len() > JWT_BYTES_MAX {
+        return None;
+    }
+    let payload = base64_url(token.split('.').nth(1)?)?;
+    let claims: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&payload).ok()?;
+    match claims.get(claim)? {
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Number(number) => Some(number.to_string()),
+        serde_json::Value::Bool(value) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+/// Decodes base64url without padding (RFC 4648, 5).
+fn base64_url(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
+    let (mut held, mut held_bits) = (0_u32, 0_u32);
+    for byte in text.trim_end_matches('=').bytes() {
+        let six = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'-' | b'+' => 62,
+            b'_' | b'/' => 63,
+            _ => return None,
+        };
+        held = (held << 6) | u32::from(six);
+        held_bits += 6;
+        if held_bits >= 8 {
+            held_bits -= 8;
+            bytes.push((held >> held_bits) as u8);
+            held &= (1 << held_bits) - 1;
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_engine::attribute::{AttributeKind, AttributeSpec, Side};
+
+    /// Reads attribute `app` from the given places of one request.
+    fn read(from: &[ValueFrom], lines: &[(&str, &str)], uri: &str, host: &str) -> Result<Option<String>, u16> {
+        let mut schema = Schema::built_in();
+        let name = Arc::from("app");
+        let spec = AttributeSpec { name, kind: AttributeKind::Text, side: Side::Who, secret: false };
+        let id = schema.add(spec).unwrap();
+        let reader = AttributeReader { id, from: from.to_vec(), pattern: None, secret: false };
+        let identify = Identify::new(Arc::new(schema), HashKey::from_seed(1), vec![reader]);
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        let uri: Uri = uri.parse().unwrap();
+        let request = Readable { headers: &headers, uri: &uri, method: "GET", host, path: uri.path() };
+        let facts = identify.facts("192.0.2.7".parse().unwrap(), request);
+        facts
+            .map(|facts| facts.value(id).map(str::to_owned))
+            .map_err(|invalid| invalid.status)
+    }
+
+    fn from_header() -> Vec<ValueFrom> {
+        vec![ValueFrom::Header(HeaderName::from_static("x-app-id"))]
+    }
+
+    #[test]
+    fn a_header_given_twice_is_one_value_or_refused() {
+        let twice = |a, b| read(&from_header(), &[("x-app-id", a), ("X-App-Id", b)], "/", "a");
+        assert_eq!(twice("acme", "acme"), Ok(Some("acme".into())));
+        assert_eq!(twice("acme", "other"), Err(400));
+    }
+
+    #[test]
+    fn a_name_with_an_underscore_is_another_header() {
+        assert_eq!(read(&from_header(), &[("x_app_id", "acme")], "/", "a"), Ok(None));
+    }
+
+    #[test]
+    fn white_space_around_a_value_does_not_count() {
+        assert_eq!(read(&from_header(), &[("x-app-id", "  acme\t")], "/", "a"), Ok(Some("acme".into())));
+    }
+
+    #[test]
+    fn an_empty_value_is_no_value_and_the_next_place_is_asked() {
+        let mut from = from_header();
+        from.push(ValueFrom::Query("app".into()));
+        assert_eq!(read(&from, &[("x-app-id", "")], "/?app=acme", "a"), Ok(Some("acme".into())));
+        assert_eq!(read(&from, &[("x-app-id", "b")], "/?app=acme", "a"), Ok(Some("b".into())));
+    }
+
+    #[test]
+    fn escapes_in_a_query_do_not_make_another_client() {
+        let from = [ValueFrom::Query("app".into())];
+        for uri in ["/?app=acme", "/?x=1&app=%61cme", "/?%61pp=acme", "/?app=acme&app=acme"] {
+            assert_eq!(read(&from, &[], uri, "a"), Ok(Some("acme".into())), "{uri}");
+        }
+        assert_eq!(read(&from, &[], "/?app=acme&%61pp=other", "a"), Err(400));
+        assert_eq!(read(&from, &[], "/?app=a%2Bb+c%zz", "a"), Ok(Some("a+b c%zz".into())));
+    }
+
+    #[test]
+    fn a_cookie_given_twice_is_one_value_or_refused() {
+        let from = [ValueFrom::Cookie("org".into())];
+        let cookies = |line| read(&from, &[("cookie", line)], "/", "a");
+        assert_eq!(cookies("a=1; org=acme; b=2"), Ok(Some("acme".into())));
+        assert_eq!(cookies("org=acme; org=acme"), Ok(Some("acme".into())));
+        assert_eq!(cookies("org=acme; org=other"), Err(400));
+        assert_eq!(cookies("xorg=acme"), Ok(None));
+    }
+
+    #[test]
+    fn an_address_has_no_host_labels() {
+        let label = |host| read(&[ValueFrom::HostLabel(1)], &[], "/", host);
+        assert_eq!(label("acme.api.example.com"), Ok(Some("acme".into())));
+        assert_eq!(label("192.0.2.1"), Ok(None));
+        assert_eq!(label("[2001:db8::1]"), Ok(None));
+        assert_eq!(read(&[ValueFrom::HostLabel(5)], &[], "/", "a.b"), Ok(None));
+    }
+
+    #[test]
+    fn a_claim_is_read_and_a_broken_token_has_none() {
+        let from = [ValueFrom::JwtClaim { header: http::header::AUTHORIZATION, claim: "org".into() }];
+        // {"org":"acme","n":7}
+        let claim = |token: &str| read(&from, &[("authorization", token)], "/", "a");
+        assert_eq!(claim("Bearer e30.eyJvcmciOiJhY21lIiwibiI6N30.sig"), Ok(Some("acme".into())));
+        for broken in ["Bearer x", "Bearer a.b.c", "Bearer e30.e30.", "Bearer ..", "Bearer e30.!!.x"] {
+            assert_eq!(claim(broken), Ok(None), "{broken}");
+        }
+    }
+
+    #[test]
+    fn path_segments_count_from_one() {
+        let segment = |number| read(&[ValueFrom::PathSegment(number)], &[], "/v1//acme/x", "a");
+        assert_eq!(segment(1), Ok(Some("v1".into())));
+        assert_eq!(segment(2), Ok(Some("acme".into())));
+        assert_eq!(segment(9), Ok(None));
+    }
+
+    #[test]
+    fn a_value_that_is_no_utf8_stays_distinct() {
+        let mut headers = HeaderMap::new();
+        headers.append("x-app-id", http::HeaderValue::from_bytes(b"a\xff").unwrap());
+        let name = HeaderName::from_static("x-app-id");
+        assert_eq!(header(&headers, &name).unwrap().unwrap(), "a\\xff");
+    }
+}

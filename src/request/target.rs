@@ -1,0 +1,246 @@
+//! What a request asks for: method, host and path, checked before anything else looks at them.
+//!
+//! Services and rules see the path in a normal form, so that `/v1/%61uth/` cannot slip past a limit
+//! on `/v1/auth/`. What is ambiguous (`..`, `%00`, two hosts) is refused rather than guessed at.
+
+use std::borrow::Cow;
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Uri, Version};
+
+/// The longest request target, in bytes; more is answered 414.
+const TARGET_BYTES_MAX: usize = 8 * 1024;
+
+/// What a request asks for.
+#[derive(Debug)]
+pub(crate) struct Target<'a> {
+    /// The host in lower case, without port; empty where an HTTP/1.0 client gave none.
+    pub(crate) host: Cow<'a, str>,
+    /// The path in normal form.
+    pub(crate) path: Cow<'a, str>,
+}
+
+/// Why a request cannot be served as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Invalid {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// What the client is told.
+    pub(crate) detail: &'static str,
+}
+
+const fn invalid(status: u16, detail: &'static str) -> Invalid {
+    Invalid { status, detail }
+}
+
+impl<'a> Target<'a> {
+    /// Reads the target of a request, or says why it cannot be served.
+    pub(crate) fn read(
+        method: &Method,
+        uri: &'a Uri,
+        version: Version,
+        headers: &'a HeaderMap,
+    ) -> Result<Self, Invalid> {
+        if *method == Method::CONNECT {
+            return Err(invalid(405, "CONNECT is not served here"));
+        }
+        if *method == Method::TRACE {
+            return Err(invalid(405, "TRACE is not served here"));
+        }
+        let path = uri.path();
+        if path == "*" && *method != Method::OPTIONS {
+            return Err(invalid(400, "the target `*` is for OPTIONS only"));
+        }
+        if path.len() + uri.query().map_or(0, str::len) > TARGET_BYTES_MAX {
+            return Err(invalid(414, "the request target is longer than 8 KiB"));
+        }
+        let host = host(uri, version, headers)?;
+        Ok(Self { host, path: normal_path(path)? })
+    }
+}
+
+/// Reads the host: the target's where it has one, which must then be the `Host` header's too.
+fn host<'a>(
+    uri: &'a Uri,
+    version: Version,
+    headers: &'a HeaderMap,
+) -> Result<Cow<'a, str>, Invalid> {
+    let mut lines = headers.get_all(HOST).iter();
+    let header = match (lines.next(), lines.next()) {
+        (_, Some(_)) => return Err(invalid(400, "there is more than one Host header")),
+        (Some(line), None) => {
+            Some(line.to_str().map_err(|_| invalid(400, "the Host header is not text"))?)
+        }
+        (None, None) => None,
+    };
+    let authority = uri.authority().map(http::uri::Authority::as_str);
+    let given = match (authority, header) {
+        (Some(authority), Some(header)) if !authority.eq_ignore_ascii_case(header) => {
+            return Err(invalid(400, "the target's host and the Host header differ"));
+        }
+        (Some(authority), _) => authority,
+        (None, Some(header)) => header,
+        (None, None) if version == Version::HTTP_10 => "",
+        (None, None) => return Err(invalid(400, "the Host header is missing")),
+    };
+    let valid = given.bytes().all(|byte| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+    });
+    if !valid {
+        return Err(invalid(400, "the Host header is not a host"));
+    }
+    let bare = match given.rsplit_once(':') {
+        Some((before, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => before,
+        _ => given,
+    };
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
+    Ok(if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(bare.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(bare)
+    })
+}
+
+/// Brings a path to normal form: escaped unreserved characters are unescaped, repeated slashes are
+/// one. Segments `.` and `..`, a backslash and an escaped NUL or control character are refused.
+fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
+    let plain = !path.contains('%') && !path.contains("//");
+    let normal = if plain { Cow::Borrowed(path) } else { Cow::Owned(unescape(path)?) };
+    if normal.contains('\\') || normal.contains("%5C") || normal.contains("%5c") {
+        return Err(invalid(400, "the path holds a backslash"));
+    }
+    if normal.contains("/.") && normal.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(invalid(400, "the path holds a segment `.` or `..`"));
+    }
+    Ok(normal)
+}
+
+fn unescape(path: &str) -> Result<String, Invalid> {
+    let bad = invalid(400, "the path holds `%` without two hexadecimal digits");
+    let mut normal = String::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            if !(byte == b'/' && normal.ends_with('/')) {
+                push_byte(&mut normal, byte);
+            }
+            continue;
+        }
+        let (Some(high), Some(low)) = (bytes.next(), bytes.next()) else { return Err(bad) };
+        let (Some(high_value), Some(low_value)) =
+            (char::from(high).to_digit(16), char::from(low).to_digit(16))
+        else {
+            return Err(bad);
+        };
+        let value = (high_value * 16 + low_value) as u8;
+        match value {
+            0..=0x1f | 0x7f => {
+                return Err(invalid(400, "the path holds an escaped control character"));
+            }
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                normal.push(char::from(value));
+            }
+            _ => {
+                normal.push('%');
+                normal.push(char::from(high.to_ascii_uppercase()));
+                normal.push(char::from(low.to_ascii_uppercase()));
+            }
+        }
+    }
+    Ok(normal)
+}
+
+/// Writes a byte above ASCII as an escape: visible and distinct, without guessing a character set.
+fn push_byte(normal: &mut String, byte: u8) {
+    const HEX: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    if byte.is_ascii() {
+        normal.push(char::from(byte));
+        return;
+    }
+    let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().unwrap_or('0');
+    normal.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+}
+
+/// Refuses framing and expectations that could mean two things to two readers.
+pub(crate) fn check_framing(
+    headers: &HeaderMap,
+    version: Version,
+    head_has_content_length: impl FnOnce() -> bool,
+) -> Result<(), Invalid> {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        if version == Version::HTTP_10 {
+            return Err(invalid(400, "Transfer-Encoding is not part of HTTP/1.0"));
+        }
+        if headers.contains_key(CONTENT_LENGTH) || head_has_content_length() {
+            return Err(invalid(400, "Content-Length and Transfer-Encoding are both given"));
+        }
+    }
+    if let Some(expect) = headers.get(http::header::EXPECT)
+        && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    {
+        return Err(invalid(417, "the only expectation that is met is 100-continue"));
+    }
+    if let Some(upgrade) = headers.get(http::header::UPGRADE)
+        && upgrade.as_bytes().eq_ignore_ascii_case(b"websocket")
+    {
+        return Err(invalid(501, "WebSocket connections are not served here yet"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(path: &str) -> Result<String, u16> {
+        normal_path(path).map(Cow::into_owned).map_err(|invalid| invalid.status)
+    }
+
+    #[test]
+    fn an_escaped_letter_is_the_letter() {
+        assert_eq!(path("/v1/%61uth/%2F%3fx"), Ok("/v1/auth/%2F%3Fx".into()));
+    }
+
+    #[test]
+    fn repeated_slashes_are_one() {
+        assert_eq!(path("//v1///auth"), Ok("/v1/auth".into()));
+    }
+
+    #[test]
+    fn ways_up_and_control_characters_are_refused() {
+        for bad in ["/a/../b", "/a/%2e%2E/b", "/a/.", "/%00", "/a\\b", "/a%5cb", "/%0d%0a", "/%zz", "/%1"]
+        {
+            assert_eq!(path(bad), Err(400), "{bad}");
+        }
+        assert_eq!(path("/.well-known/x..y"), Ok("/.well-known/x..y".into()));
+    }
+
+    fn target(uri: &str, hosts: &[&str]) -> Result<String, u16> {
+        let uri: Uri = uri.parse().unwrap();
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, host.parse().unwrap());
+        }
+        Target::read(&Method::GET, &uri, Version::HTTP_11, &headers)
+            .map(|target| target.host.into_owned())
+            .map_err(|invalid| invalid.status)
+    }
+
+    #[test]
+    fn the_host_is_one_and_in_lower_case_without_port() {
+        assert_eq!(target("/", &["ACME.Example.com:8443"]), Ok("acme.example.com".into()));
+        assert_eq!(target("/", &["acme.example.com."]), Ok("acme.example.com".into()));
+        assert_eq!(target("/", &["[2001:db8::1]:80"]), Ok("[2001:db8::1]".into()));
+        assert_eq!(target("/", &["a", "b"]), Err(400));
+        assert_eq!(target("/", &[]), Err(400));
+        assert_eq!(target("/", &["a b"]), Err(400));
+        assert_eq!(target("/", &["user@a"]), Err(400));
+    }
+
+    #[test]
+    fn an_absolute_target_must_agree_with_the_host_header() {
+        assert_eq!(target("http://acme.example.com/x", &["acme.example.com"]), Ok("acme.example.com".into()));
+        assert_eq!(target("http://evil.example.com/x", &["acme.example.com"]), Err(400));
+    }
+}
