@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderName, USER_AGENT};
 use http::{HeaderMap, Uri};
 use regex::Regex;
@@ -200,23 +202,8 @@ fn unescape_query(text: &str) -> Cow<'_, str> {
     if !text.bytes().any(|byte| byte == b'%' || byte == b'+') {
         return Cow::Borrowed(text);
     }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        let escaped = match (byte, after) {
-            (b'%', [high, low, ..]) => {
-                char::from(*high).to_digit(16).zip(char::from(*low).to_digit(16))
-            }
-            _ => None,
-        };
-        if let Some((high, low)) = escaped {
-            bytes.push((high * 16 + low) as u8);
-            rest = after.get(2..).unwrap_or_default();
-        } else {
-            bytes.push(if *byte == b'+' { b' ' } else { *byte });
-            rest = after;
-        }
-    }
+    let spaced = text.replace('+', " ");
+    let bytes: Vec<u8> = percent_encoding::percent_decode_str(&spaced).collect();
     match String::from_utf8(bytes) {
         Ok(text) => Cow::Owned(text),
         Err(error) => Cow::Owned(error.as_bytes().escape_ascii().to_string()),
@@ -257,7 +244,7 @@ fn jwt_claim(token: &str, claim: &str) -> Option<String> {
     if token.len() > JWT_BYTES_MAX {
         return None;
     }
-    let payload = base64_url(token.split('.').nth(1)?)?;
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?.trim_end_matches('=')).ok()?;
     let claims: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&payload).ok()?;
     match claims.get(claim)? {
         serde_json::Value::String(text) => Some(text.clone()),
@@ -265,30 +252,6 @@ fn jwt_claim(token: &str, claim: &str) -> Option<String> {
         serde_json::Value::Bool(value) => Some(value.to_string()),
         _ => None,
     }
-}
-
-/// Decodes base64url without padding (RFC 4648, 5).
-fn base64_url(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut held, mut held_bits) = (0_u32, 0_u32);
-    for byte in text.trim_end_matches('=').bytes() {
-        let six = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'-' | b'+' => 62,
-            b'_' | b'/' => 63,
-            _ => return None,
-        };
-        held = (held << 6) | u32::from(six);
-        held_bits += 6;
-        if held_bits >= 8 {
-            held_bits -= 8;
-            bytes.push((held >> held_bits) as u8);
-            held &= (1 << held_bits) - 1;
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -1,0 +1,188 @@
+//! The access log: JSON lines, written by a thread of its own.
+//!
+//! Workers collect lines and hand over whole chunks. When the disk is slower than the traffic, lines
+//! are dropped and counted; a request never waits for a log.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::metrics::Metrics;
+
+/// The most chunks that wait for the writer: 64 × 64 KiB = 4 MiB.
+const CHUNKS_MAX: usize = 64;
+/// A chunk is handed over when it is longer than this, and at the latest at the next flush.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTarget {
+    /// Standard output.
+    Stdout,
+    /// A file, appended to.
+    File(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+/// The thread that writes, to be joined when all senders are gone.
+#[derive(Debug)]
+pub struct AccessLogWriter {
+    thread: JoinHandle<()>,
+}
+
+impl AccessLogWriter {
+    /// Waits until everything that was handed over is written. All [`AccessLog`]s must be dropped.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("the access log writer ended by a panic");
+        }
+    }
+}
+
+/// Opens the access log.
+///
+/// # Errors
+///
+/// The file cannot be opened, or the thread not started.
+pub fn open(
+    target: &AccessLogTarget,
+    metrics: &Arc<Metrics>,
+) -> io::Result<(AccessLogSender, Option<AccessLogWriter>)> {
+    let output: Box<dyn Write + Send> = match target {
+        AccessLogTarget::Off => return Ok((AccessLogSender { chunks: None }, None)),
+        AccessLogTarget::Stdout => Box::new(io::stdout()),
+        AccessLogTarget::File(path) => {
+            Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?)
+        }
+    };
+    let (chunks, waiting) = sync_channel(CHUNKS_MAX);
+    let metrics = Arc::clone(metrics);
+    let thread = std::thread::Builder::new()
+        .name("access-log".into())
+        .spawn(move || write_all(&waiting, output, &metrics))?;
+    Ok((AccessLogSender { chunks: Some(chunks) }, Some(AccessLogWriter { thread })))
+}
+
+fn write_all(waiting: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>, metrics: &Metrics) {
+    let mut failing = false;
+    for chunk in waiting {
+        match output.write_all(&chunk).and_then(|()| output.flush()) {
+            Ok(()) => failing = false,
+            Err(error) => {
+                metrics.access_log_dropped_total.inc_by(lines(&chunk));
+                if !failing {
+                    tracing::error!(
+                        %error,
+                        "the access log cannot be written; lines are dropped and counted until it can"
+                    );
+                }
+                failing = true;
+            }
+        }
+    }
+}
+
+fn lines(chunk: &[u8]) -> u64 {
+    chunk.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Makes the workers' ends of the access log.
+#[derive(Clone, Debug)]
+pub struct AccessLogSender {
+    chunks: Option<SyncSender<Vec<u8>>>,
+}
+
+impl AccessLogSender {
+    /// Makes a worker's end.
+    pub(crate) fn worker(&self, metrics: &Arc<Metrics>) -> AccessLog {
+        AccessLog {
+            chunks: self.chunks.clone(),
+            collected: Vec::new(),
+            metrics: Arc::clone(metrics),
+        }
+    }
+}
+
+/// A worker's end: collects lines.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    chunks: Option<SyncSender<Vec<u8>>>,
+    collected: Vec<u8>,
+    metrics: Arc<Metrics>,
+}
+
+impl AccessLog {
+    /// Returns whether lines go anywhere.
+    pub(crate) fn is_on(&self) -> bool {
+        self.chunks.is_some()
+    }
+
+    /// Takes a line, newline included.
+    pub(crate) fn line(&mut self, line: &[u8]) {
+        if self.chunks.is_none() {
+            return;
+        }
+        self.collected.extend_from_slice(line);
+        if self.collected.len() >= CHUNK_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Hands over what is collected; drops and counts it when the writer is behind.
+    pub(crate) fn flush(&mut self) {
+        let Some(chunks) = &self.chunks else { return };
+        if self.collected.is_empty() {
+            return;
+        }
+        let next = Vec::with_capacity(self.collected.len().min(CHUNK_BYTES) + 1024);
+        let chunk = std::mem::replace(&mut self.collected, next);
+        if let Err(TrySendError::Full(chunk) | TrySendError::Disconnected(chunk)) =
+            chunks.try_send(chunk)
+        {
+            self.metrics.access_log_dropped_total.inc_by(lines(&chunk));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that takes nothing until it is told to.
+    struct Stuck(Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.recv().map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stuck_disk_costs_lines_and_no_time() {
+        let metrics = Arc::new(Metrics::new());
+        let (chunks, waiting) = sync_channel(CHUNKS_MAX);
+        let (unstick, stuck) = std::sync::mpsc::channel();
+        let writer_metrics = Arc::clone(&metrics);
+        let thread = std::thread::spawn(move || {
+            write_all(&waiting, Box::new(Stuck(stuck)), &writer_metrics);
+        });
+        let mut log = AccessLogSender { chunks: Some(chunks) }.worker(&metrics);
+        for _ in 0..CHUNKS_MAX + 10 {
+            log.line(b"{}\n");
+            log.flush();
+        }
+        let dropped = metrics.access_log_dropped_total.get();
+        assert!((9..=10).contains(&dropped), "{dropped} lines were dropped");
+        drop(log);
+        drop(unstick);
+        thread.join().unwrap();
+    }
+}

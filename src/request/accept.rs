@@ -1,0 +1,297 @@
+//! Accepts connections and serves the requests on them, until the drain.
+//!
+//! Generic over the stream: whatever gives bytes in order (TCP today; TLS or a PROXY header in front
+//! of it later) goes the same one way.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::{HeaderValue, Request};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::address::TrustedProxies;
+use super::guard::{ConnectionState, Guard, HEAD_BYTES_MAX, Phase};
+use super::serve::Worker;
+
+/// The pause after an accept that failed for want of something (descriptors, memory), so that the
+/// loop does not spin while there is none.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The most that hyper buffers of what a client sends ahead, in bytes.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// How much of an unread body is thrown away so that its sender can read the refusal.
+const LINGER_BYTES: u64 = 256 * 1024;
+/// How long that may take.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most connections of a worker that linger at once.
+const LINGERING_MAX: u64 = 1000;
+/// What a client reads that did not finish its head in time.
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Says when the drain has begun; shared by all workers.
+pub(crate) type Drain = watch::Receiver<bool>;
+
+/// A client's connection, as its requests see it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// What the connection is doing.
+    pub(crate) state: Rc<ConnectionState>,
+    /// The other end.
+    pub(crate) peer: SocketAddr,
+    /// The other end's address, ready for `X-Forwarded-For`.
+    pub(crate) peer_text: HeaderValue,
+    /// Whether the other end is one of the operator's own proxies.
+    pub(crate) is_trusted: bool,
+    /// Who else is.
+    pub(crate) trusted: Arc<TrustedProxies>,
+}
+
+/// Connections that are open in one worker.
+#[derive(Debug, Default)]
+pub(crate) struct OpenConnections {
+    count: Cell<u64>,
+    lingering: Cell<u64>,
+}
+
+impl OpenConnections {
+    /// Returns how many connections are open.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.get()
+    }
+}
+
+/// Counts something as long as it lives.
+struct Counted(Rc<OpenConnections>, fn(&OpenConnections) -> &Cell<u64>);
+
+impl Counted {
+    fn begin(open: &Rc<OpenConnections>, which: fn(&OpenConnections) -> &Cell<u64>) -> Self {
+        which(open).set(which(open).get() + 1);
+        Self(Rc::clone(open), which)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let count = (self.1)(&self.0);
+        count.set(count.get() - 1);
+    }
+}
+
+/// Accepts connections until the drain begins.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    trusted: Arc<TrustedProxies>,
+    worker: Rc<Worker>,
+    open: Rc<OpenConnections>,
+    mut drain: Drain,
+) {
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = drain.wait_for(|begun| *begun) => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                failing = false;
+                begin(stream, peer, &trusted, &worker, &open, &drain);
+            }
+            Err(error) => {
+                worker.metrics.accept_errors_total.inc();
+                if is_one_connections_fault(&error) {
+                    continue;
+                }
+                if !failing {
+                    tracing::error!(
+                        %error,
+                        "connections cannot be accepted; raise LimitNOFILE if descriptors are short"
+                    );
+                }
+                failing = true;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // What the kernel has already accepted for this listener would be reset when it closes.
+    while let Some(Ok((stream, peer))) = poll_once(listener.accept()).await {
+        begin(stream, peer, &trusted, &worker, &open, &drain);
+    }
+}
+
+/// Polls a future once.
+async fn poll_once<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Returns whether an accept failed because that one connection was gone already.
+fn is_one_connections_fault(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted
+    )
+}
+
+fn begin(
+    stream: TcpStream,
+    peer: SocketAddr,
+    trusted: &Arc<TrustedProxies>,
+    worker: &Rc<Worker>,
+    open: &Rc<OpenConnections>,
+    drain: &Drain,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+    worker.metrics.connections_total.inc();
+    worker.metrics.connections.inc();
+    let address = peer.ip().to_canonical();
+    let connection = Rc::new(Connection {
+        state: ConnectionState::new(),
+        peer,
+        peer_text: HeaderValue::try_from(address.to_string())
+            .unwrap_or(HeaderValue::from_static("unknown")),
+        is_trusted: trusted.contains(address),
+        trusted: Arc::clone(trusted),
+    });
+    let counted = Counted::begin(open, |open| &open.count);
+    let gauge = Gauge(worker.metrics.connections.clone());
+    let (worker, open, drain) = (Rc::clone(worker), Rc::clone(open), drain.clone());
+    tokio::task::spawn_local(async move {
+        serve_connection(stream, connection, worker, open, drain).await;
+        drop((counted, gauge));
+    });
+}
+
+/// Takes one off a gauge when it goes, whichever way its task ends.
+struct Gauge(prometheus::IntGauge);
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Serves the requests on one connection.
+async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: S,
+    connection: Rc<Connection>,
+    worker: Rc<Worker>,
+    open: Rc<OpenConnections>,
+    mut drain: Drain,
+) {
+    let state = Rc::clone(&connection.state);
+    let metrics = Arc::clone(&worker.metrics);
+    let service = service_fn(move |request: Request<Incoming>| {
+        Rc::clone(&worker).serve(request, Rc::clone(&connection))
+    });
+    let guard = Guard::new(stream, Rc::clone(&state));
+    let mut http = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(READ_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(guard), service);
+    let ended = {
+        let mut draining = pin!(async move {
+            // An error means that there is nobody left to begin a drain.
+            if drain.wait_for(|begun| *begun).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        });
+        let mut has_begun = false;
+        poll_fn(|cx| {
+            if !has_begun && draining.as_mut().poll(cx).is_ready() {
+                has_begun = true;
+                Pin::new(&mut http).graceful_shutdown();
+            }
+            http.poll_without_shutdown(cx)
+        })
+        .await
+    };
+    let mut stream = http.into_parts().io.into_inner().into_inner();
+    match ended {
+        Ok(()) => {
+            if state.linger.get() && open.lingering.get() < LINGERING_MAX {
+                let _lingering = Counted::begin(&open, |open| &open.lingering);
+                linger(&mut stream).await;
+                return;
+            }
+        }
+        Err(error) => {
+            metrics.client_errors_total.with_label_values(&[word(&error, &state)]).inc();
+            tracing::debug!(%error, "a client connection ended");
+            let was_too_slow = matches!(state.phase(), Phase::FirstByte | Phase::Head)
+                && is_timeout(&error)
+                && !state.abort.get();
+            if was_too_slow {
+                // Best effort: the client may be gone.
+                drop(timeout(LINGER_TIMEOUT, stream.write_all(TOO_SLOW)).await);
+            }
+        }
+    }
+    drop(timeout(LINGER_TIMEOUT, stream.shutdown()).await);
+}
+
+/// Says that no more will be sent, and throws away what still arrives: closing at once would reset
+/// the connection, and the client could lose the refusal that is on its way.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    drop(timeout(LINGER_TIMEOUT, async {
+        if stream.shutdown().await.is_ok() {
+            let mut rest = stream.take(LINGER_BYTES);
+            // How much it was does not matter.
+            drop(tokio::io::copy(&mut rest, &mut tokio::io::sink()).await);
+        }
+    })
+    .await);
+}
+
+fn is_timeout(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::TimedOut;
+        }
+        source = inner.source();
+    }
+    false
+}
+
+/// Returns the word for an error in `tidegate_client_errors_total{error}`.
+fn word(error: &hyper::Error, state: &ConnectionState) -> &'static str {
+    if is_timeout(error) {
+        match state.phase() {
+            Phase::FirstByte => "first_byte_timeout",
+            Phase::Head => "head_timeout",
+            Phase::Serving | Phase::Idle => "keep_alive_timeout",
+        }
+    } else if error.is_parse_too_large() {
+        "head_too_large"
+    } else if error.is_parse() {
+        "invalid_head"
+    } else if error.is_body_write_aborted() {
+        "response_aborted"
+    } else if error.is_user() {
+        "dropped"
+    } else {
+        "connection_lost"
+    }
+}

@@ -1,0 +1,328 @@
+//! Bodies on their way through: streamed, never held, ended when they make no progress.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::observe::Observation;
+use crate::upstream::Lease;
+
+/// Fields that must not arrive after a body: they decide how a message is framed, routed or
+/// believed, and whoever merges trailers into headers would be fooled (RFC 9110, 6.5.1).
+const FORBIDDEN_TRAILERS: [&str; 10] = [
+    "transfer-encoding",
+    "content-length",
+    "host",
+    "authorization",
+    "content-type",
+    "content-encoding",
+    "trailer",
+    "te",
+    "cookie",
+    "x-forwarded-for",
+];
+
+/// What went wrong with a body.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The other side failed or broke off.
+    #[error("the body broke off")]
+    Broken(#[source] hyper::Error),
+    /// No bytes came for too long.
+    #[error("the body made no progress for {0:?}")]
+    Stalled(Duration),
+}
+
+/// How a client failed to finish its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyFault {
+    /// It broke off.
+    Broken,
+    /// It stalled.
+    Stalled,
+}
+
+impl BodyFault {
+    /// Returns the status that says so.
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            Self::Broken => 400,
+            Self::Stalled => 408,
+        }
+    }
+}
+
+/// What is known of a request's body while the upstream reads it.
+#[derive(Debug, Default)]
+pub(crate) struct BodyProgress {
+    /// What the client did wrong.
+    pub(crate) fault: Cell<Option<BodyFault>>,
+    /// Whether the last byte was read.
+    pub(crate) is_done: Cell<bool>,
+    /// Frames read so far.
+    pub(crate) frames: Cell<u64>,
+}
+
+/// A timer that is made only when there is something to wait for.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the timer counts from the last progress.
+    is_armed: bool,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, timer: None, is_armed: false }
+    }
+
+    /// Notes progress.
+    fn progress(&mut self) {
+        self.is_armed = false;
+    }
+
+    /// Ready when there was no progress for the limit.
+    fn poll_exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if !self.is_armed {
+            timer.as_mut().reset(Instant::now() + limit);
+            self.is_armed = true;
+        }
+        timer.as_mut().poll(cx)
+    }
+}
+
+/// A request's body on its way to the upstream.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// There is none.
+    Empty,
+    /// Streamed from the client.
+    Streamed(Box<StreamedBody>),
+}
+
+/// A body that is streamed from the client.
+#[derive(Debug)]
+pub(crate) struct StreamedBody {
+    incoming: Incoming,
+    patience: Patience,
+    progress: Rc<BodyProgress>,
+}
+
+impl RequestBody {
+    /// Streams a client's body; it may make no progress for `idle_timeout`.
+    pub(crate) fn new(incoming: Incoming, idle_timeout: Duration, progress: &Rc<BodyProgress>) -> Self {
+        if incoming.is_end_stream() {
+            progress.is_done.set(true);
+            return Self::Empty;
+        }
+        let patience = Patience::new(idle_timeout);
+        Self::Streamed(Box::new(StreamedBody { incoming, patience, progress: Rc::clone(progress) }))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self::Streamed(body) = self.get_mut() else { return Poll::Ready(None) };
+        match Pin::new(&mut body.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                body.patience.progress();
+                body.progress.frames.set(body.progress.frames.get() + 1);
+                Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                body.progress.fault.set(Some(BodyFault::Broken));
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
+            Poll::Ready(None) => {
+                body.progress.is_done.set(true);
+                Poll::Ready(None)
+            }
+            Poll::Pending => match body.patience.poll_exhausted(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(()) => {
+                    body.progress.fault.set(Some(BodyFault::Stalled));
+                    Poll::Ready(Some(Err(BodyError::Stalled(body.patience.limit))))
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streamed(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streamed(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+/// An answer's body on its way to the client. Records the request when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ReplyBody {
+    source: ReplySource,
+    observation: Observation,
+}
+
+#[derive(Debug)]
+enum ReplySource {
+    /// Our own text, sent in one piece.
+    Own(Option<Bytes>),
+    /// Streamed from the upstream.
+    Upstream(Box<UpstreamReply>),
+}
+
+#[derive(Debug)]
+struct UpstreamReply {
+    incoming: Incoming,
+    /// Given back when the last byte was read; dropped, and the connection closed, otherwise.
+    lease: Option<Lease>,
+    request: Rc<BodyProgress>,
+    patience: Patience,
+}
+
+impl ReplyBody {
+    /// Answers with our own text.
+    pub(crate) fn own(text: Bytes, observation: Observation) -> Self {
+        let body = Self { source: ReplySource::Own(Some(text)), observation };
+        if body.is_end_stream() {
+            body.observation.complete();
+        }
+        body
+    }
+
+    /// Streams an upstream's answer.
+    pub(crate) fn upstream(
+        incoming: Incoming,
+        lease: Lease,
+        request: Rc<BodyProgress>,
+        idle_timeout: Duration,
+        observation: Observation,
+    ) -> Self {
+        let mut reply = UpstreamReply {
+            incoming,
+            lease: Some(lease),
+            request,
+            patience: Patience::new(idle_timeout),
+        };
+        if reply.incoming.is_end_stream() {
+            reply.end();
+            observation.complete();
+        }
+        Self { source: ReplySource::Upstream(Box::new(reply)), observation }
+    }
+}
+
+impl UpstreamReply {
+    /// Gives the connection back, unless request bytes are still on their way on it.
+    fn end(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && self.request.is_done.get()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self { source, observation } = self.get_mut();
+        let reply = match source {
+            ReplySource::Own(text) => {
+                let frame = text.take().filter(|text| !text.is_empty());
+                observation.bytes_sent += frame.as_ref().map_or(0, |text| text.len() as u64);
+                observation.complete();
+                return Poll::Ready(frame.map(|text| Ok(Frame::data(text))));
+            }
+            ReplySource::Upstream(reply) => reply,
+        };
+        match Pin::new(&mut reply.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                reply.patience.progress();
+                observation.bytes_sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if reply.incoming.is_end_stream() {
+                    reply.end();
+                    observation.complete();
+                }
+                Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                observation.fault = "http_response_incomplete";
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
+            Poll::Ready(None) => {
+                reply.end();
+                observation.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending => match reply.patience.poll_exhausted(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(()) => {
+                    observation.fault = "http_response_incomplete";
+                    Poll::Ready(Some(Err(BodyError::Stalled(reply.patience.limit))))
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            ReplySource::Own(text) => text.as_ref().is_none_or(Bytes::is_empty),
+            ReplySource::Upstream(reply) => reply.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            ReplySource::Own(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            ReplySource::Upstream(reply) => reply.incoming.size_hint(),
+        }
+    }
+}
+
+/// Passes trailers on without those that could be taken for headers of consequence.
+fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            remove_forbidden(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    }
+}
+
+fn remove_forbidden(trailers: &mut HeaderMap) {
+    for name in FORBIDDEN_TRAILERS {
+        trailers.remove(name);
+    }
+}

@@ -1,0 +1,122 @@
+//! Sends a request to its upstream and the answer back.
+
+use std::rc::Rc;
+
+use http::{HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use super::body::{BodyProgress, ReplyBody, RequestBody};
+use super::headers::{X_REQUEST_ID, append_via, strip_hop_by_hop};
+use super::observe::Observation;
+use crate::upstream::{Lease, Upstream, UpstreamError};
+
+/// Forwards a prepared request. On failure the observation comes back for the refusal.
+pub(crate) async fn forward(
+    upstream: &Rc<Upstream>,
+    request: Request<Incoming>,
+    request_id: &HeaderValue,
+    mut observation: Observation,
+    retried: impl FnOnce(),
+) -> Result<Response<ReplyBody>, (UpstreamError, Observation)> {
+    let progress = Rc::new(BodyProgress::default());
+    let idle_timeout = upstream.spec.idle_timeout;
+    let request = request.map(|body| RequestBody::new(body, idle_timeout, &progress));
+    let (response, lease) = match exchange(upstream, request, &progress, retried).await {
+        Ok(answer) => answer,
+        Err(error) => return Err((error, observation)),
+    };
+    let (mut head, incoming) = response.into_parts();
+    observation.status = head.status.as_u16();
+    strip_hop_by_hop(&mut head.headers);
+    append_via(&mut head.headers, head.version);
+    head.headers.insert(X_REQUEST_ID, request_id.clone());
+    let body = ReplyBody::upstream(incoming, lease, progress, idle_timeout, observation);
+    Ok(Response::from_parts(head, body))
+}
+
+/// Gets a response head. A request goes out twice in two cases only: it was never written, or it is
+/// safe to repeat (idempotent, without body) and a kept-alive connection turned out closed.
+async fn exchange(
+    upstream: &Rc<Upstream>,
+    request: Request<RequestBody>,
+    progress: &Rc<BodyProgress>,
+    retried: impl FnOnce(),
+) -> Result<(Response<Incoming>, Lease), UpstreamError> {
+    let mut lease = upstream.connection(false).await?;
+    let may_repeat = lease.is_reused
+        && matches!(request.body(), RequestBody::Empty)
+        && request.method().is_idempotent();
+    let copy = may_repeat.then(|| head_copy(&request));
+    let failed = match send(upstream, &mut lease, request, progress).await {
+        Ok(response) => return Ok((response, lease)),
+        Err(failed) => failed,
+    };
+    let was_reused = lease.is_reused;
+    drop(lease);
+    let again = match (failed.unsent, copy) {
+        (Some(unsent), _) if was_reused => unsent,
+        (None, Some(copy)) if matches!(failed.error, UpstreamError::Terminated(_)) => copy,
+        _ => return Err(failed.error),
+    };
+    retried();
+    let mut lease = upstream.connection(true).await?;
+    match send(upstream, &mut lease, again, progress).await {
+        Ok(response) => Ok((response, lease)),
+        Err(failed) => Err(failed.error),
+    }
+}
+
+struct Failed {
+    error: UpstreamError,
+    /// The request, where nothing of it was written.
+    unsent: Option<Request<RequestBody>>,
+}
+
+async fn send(
+    upstream: &Upstream,
+    lease: &mut Lease,
+    request: Request<RequestBody>,
+    progress: &BodyProgress,
+) -> Result<Response<Incoming>, Failed> {
+    let limit = upstream.spec.response_timeout;
+    let mut sending = std::pin::pin!(lease.sender.try_send_request(request));
+    let mut read_before = progress.frames.get();
+    loop {
+        let deadline = Instant::now() + limit;
+        match timeout_at(deadline, sending.as_mut()).await {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(mut error)) => {
+                let unsent = error.take_message();
+                return Err(Failed { error: cause(error.into_error(), progress), unsent });
+            }
+            // A body on its way puts the deadline off: it is for the answer, which nobody can
+            // expect before the last byte of the question.
+            Err(_elapsed) if !progress.is_done.get() && progress.frames.get() > read_before => {
+                read_before = progress.frames.get();
+            }
+            Err(_elapsed) => {
+                return Err(Failed { error: UpstreamError::ResponseTimeout(limit), unsent: None });
+            }
+        }
+    }
+}
+
+fn cause(error: hyper::Error, progress: &BodyProgress) -> UpstreamError {
+    if let Some(fault) = progress.fault.get() {
+        UpstreamError::ClientBody(fault)
+    } else if error.is_parse() || error.is_parse_too_large() || error.is_parse_status() {
+        UpstreamError::Protocol(error)
+    } else {
+        UpstreamError::Terminated(error)
+    }
+}
+
+/// Copies a request without a body, for the case that it must be sent again.
+fn head_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = Method::clone(request.method());
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}

@@ -1,0 +1,278 @@
+//! Records each request when it has ended, exactly once: counters, durations, the access log.
+//!
+//! An [`Observation`] travels with the answer and records itself when the answer is complete or
+//! given up, whichever way that happens.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use tidegate_engine::attribute::{AttributeId, Schema};
+use tidegate_engine::request::RequestFacts;
+use tidegate_engine::time::Instant;
+
+use super::guard::ConnectionState;
+use super::inflight::{Inflight, Ticket};
+use crate::access_log::AccessLog;
+use crate::clock::Clock;
+use crate::metrics::WorkerMetrics;
+use crate::vitals::Vitals;
+
+/// The longest value in a log line, in bytes; the rest is cut and `…` put in its place.
+const LOGGED_BYTES_MAX: usize = 512;
+/// Line buffers that are kept for the next requests.
+const LINES_KEPT: usize = 64;
+
+/// A worker's observer.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    pub(crate) clock: Clock,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) metrics: WorkerMetrics,
+    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) inflight: RefCell<Inflight>,
+    pub(crate) access_log: RefCell<AccessLog>,
+    /// Buffers of finished lines, to be used again.
+    lines: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Observer {
+    /// Makes an observer.
+    pub(crate) fn new(
+        clock: Clock,
+        schema: Arc<Schema>,
+        metrics: WorkerMetrics,
+        vitals: Arc<Vitals>,
+        inflight: Inflight,
+        access_log: AccessLog,
+    ) -> Self {
+        Self {
+            clock,
+            schema,
+            metrics,
+            vitals,
+            inflight: RefCell::new(inflight),
+            access_log: RefCell::new(access_log),
+            lines: RefCell::default(),
+        }
+    }
+
+    /// Hands over what was counted; called ten times a second.
+    pub(crate) fn flush(&self) {
+        self.metrics.flush();
+        self.inflight.borrow().publish();
+        self.access_log.borrow_mut().flush();
+    }
+
+    /// Begins the observation of a request of a service (beyond the last: none).
+    pub(crate) fn begin(
+        self: &Rc<Self>,
+        service: usize,
+        began: Instant,
+        connection: Rc<ConnectionState>,
+    ) -> Observation {
+        let ticket = self.inflight.borrow_mut().begin(service, began);
+        Observation {
+            observer: Rc::clone(self),
+            connection,
+            service,
+            began,
+            ticket: Some(ticket),
+            outcome: "forward",
+            status: 0,
+            bytes_sent: 0,
+            is_complete: Cell::new(false),
+            fault: "",
+            line: Vec::new(),
+        }
+    }
+
+    /// Begins a log line with what the request says of itself. Returns an empty buffer when there is
+    /// no access log.
+    pub(crate) fn line(&self, request: &Loggable<'_>) -> Vec<u8> {
+        if !self.access_log.borrow().is_on() {
+            return Vec::new();
+        }
+        let mut line = self.lines.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024));
+        line.extend_from_slice(b"{\"time\":\"");
+        push_time(&mut line, self.clock.wall());
+        line.extend_from_slice(b"\",\"request_id\":");
+        push_json(&mut line, request.request_id.as_bytes());
+        line.extend_from_slice(b",\"method\":");
+        push_json(&mut line, request.method.as_bytes());
+        line.extend_from_slice(b",\"host\":");
+        push_json(&mut line, request.host.as_bytes());
+        line.extend_from_slice(b",\"path\":");
+        push_json(&mut line, request.path.as_bytes());
+        if let Some(facts) = request.facts {
+            self.push_attributes(&mut line, facts);
+        }
+        line
+    }
+
+    fn push_attributes(&self, line: &mut Vec<u8>, facts: &RequestFacts<'_>) {
+        line.extend_from_slice(b",\"ip\":\"");
+        push_display(line, facts.address());
+        line.push(b'"');
+        for (id, spec) in self.schema.iter() {
+            // Method and host stand in the line already; a secret has no text.
+            if matches!(id, AttributeId::METHOD | AttributeId::HOST) {
+                continue;
+            }
+            let Some(value) = facts.value(id) else { continue };
+            line.extend_from_slice(b",");
+            push_json(line, spec.name.as_bytes());
+            line.push(b':');
+            push_json(line, value.as_bytes());
+        }
+    }
+}
+
+/// What a log line says of a request.
+#[derive(Debug)]
+pub(crate) struct Loggable<'a> {
+    pub(crate) request_id: &'a HeaderValue,
+    pub(crate) method: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) facts: Option<&'a RequestFacts<'a>>,
+}
+
+/// One request's way, recorded when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Observation {
+    observer: Rc<Observer>,
+    connection: Rc<ConnectionState>,
+    service: usize,
+    began: Instant,
+    ticket: Option<Ticket>,
+    /// One of [`crate::metrics::OUTCOMES`].
+    pub(crate) outcome: &'static str,
+    /// The status that the client gets; 0 until there is one.
+    pub(crate) status: u16,
+    /// Body bytes handed to the client's connection.
+    pub(crate) bytes_sent: u64,
+    is_complete: Cell<bool>,
+    /// Why there was no complete answer; empty where there was.
+    pub(crate) fault: &'static str,
+    /// The log line so far.
+    pub(crate) line: Vec<u8>,
+}
+
+impl Observation {
+    /// Notes that the answer's last byte was handed to the client's connection.
+    pub(crate) fn complete(&self) {
+        if !self.is_complete.replace(true) {
+            self.connection.idle();
+        }
+    }
+
+    /// Adds the rule or limit that decided to the log line.
+    pub(crate) fn log_cause(&mut self, rule: &str) {
+        if !self.line.is_empty() {
+            self.line.extend_from_slice(b",\"rule\":");
+            push_json(&mut self.line, rule.as_bytes());
+        }
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        let now = self.observer.clock.now();
+        let duration = now.since(self.began);
+        if let Some(ticket) = self.ticket.take() {
+            self.observer.inflight.borrow_mut().end(ticket);
+        }
+        self.observer.metrics.finished(self.service, self.outcome, duration);
+        if self.outcome == "forward" {
+            self.observer.vitals.finished(self.service, self.status >= 500, duration);
+        }
+        if !self.is_complete.get() && self.fault.is_empty() {
+            self.fault = "client_gone";
+        }
+        let mut line = std::mem::take(&mut self.line);
+        if line.is_empty() {
+            return;
+        }
+        line.extend_from_slice(b",\"verdict\":\"");
+        line.extend_from_slice(self.outcome.as_bytes());
+        line.extend_from_slice(b"\",\"status\":");
+        push_display(&mut line, self.status);
+        line.extend_from_slice(b",\"bytes\":");
+        push_display(&mut line, self.bytes_sent);
+        line.extend_from_slice(b",\"duration_us\":");
+        push_display(&mut line, duration.as_micros());
+        if !self.fault.is_empty() {
+            line.extend_from_slice(b",\"error\":\"");
+            line.extend_from_slice(self.fault.as_bytes());
+            line.push(b'"');
+        }
+        line.extend_from_slice(b"}\n");
+        self.observer.access_log.borrow_mut().line(&line);
+        line.clear();
+        let mut kept = self.observer.lines.borrow_mut();
+        if kept.len() < LINES_KEPT && line.capacity() <= 16 * 1024 {
+            kept.push(line);
+        }
+    }
+}
+
+/// Appends text, which cannot fail on a `Vec`.
+fn push_display(line: &mut Vec<u8>, value: impl std::fmt::Display) {
+    use std::io::Write as _;
+    let written = write!(line, "{value}");
+    debug_assert!(written.is_ok());
+}
+
+/// Appends RFC 3339 with milliseconds.
+fn push_time(line: &mut Vec<u8>, wall: std::time::SystemTime) {
+    push_display(line, humantime::format_rfc3339_millis(wall));
+}
+
+/// Appends a JSON string. Control characters are escaped, bytes that are no UTF-8 become U+FFFD,
+/// and more than [`LOGGED_BYTES_MAX`] is cut: one request is one line, whatever it holds.
+fn push_json(line: &mut Vec<u8>, bytes: &[u8]) {
+    let shown = bytes.get(..LOGGED_BYTES_MAX).unwrap_or(bytes);
+    line.push(b'"');
+    if shown.iter().all(|byte| (0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\') {
+        line.extend_from_slice(shown);
+    } else {
+        for character in String::from_utf8_lossy(shown).chars() {
+            match character {
+                '"' => line.extend_from_slice(b"\\\""),
+                '\\' => line.extend_from_slice(b"\\\\"),
+                character if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') => {
+                    push_display(line, format_args!("\\u{:04x}", character as u32));
+                }
+                character => {
+                    line.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                }
+            }
+        }
+    }
+    if shown.len() < bytes.len() {
+        line.extend_from_slice("…".as_bytes());
+    }
+    line.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_a_client_sends_is_one_json_string_on_one_line(bytes in proptest::collection::vec(any::<u8>(), 0..700)) {
+            let mut line = Vec::new();
+            push_json(&mut line, &bytes);
+            let text = String::from_utf8(line).unwrap();
+            prop_assert!(!text.contains('\n') && !text.contains('\u{2028}'));
+            let read: String = serde_json::from_str(&text).unwrap();
+            if bytes.len() <= LOGGED_BYTES_MAX {
+                prop_assert_eq!(read, String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Serves one request: the whole way, in the order it happens.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue};
+use http::{Request, Response, Uri, Version};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tidegate_engine::attribute::AttributeId;
+use tidegate_engine::traffic::Recorder;
+use tidegate_engine::verdict::Verdict;
+
+use super::accept::Connection;
+use super::body::ReplyBody;
+use super::forward::forward;
+use super::headers::{ForwardedFacts, RequestIds, check_trace, prepare_request, request_id};
+use super::identify::{Identify, Readable};
+use super::observe::{Loggable, Observation, Observer};
+use super::refuse::Refuse;
+use super::target::{Invalid, Target, check_framing};
+use crate::clock::Clock;
+use crate::handover::PolicyReader;
+use crate::metrics::Metrics;
+use crate::upstream::Upstream;
+
+/// How long a tarpitted request is held before its connection is closed.
+const TARPIT_DELAY: Duration = Duration::from_secs(20);
+/// The most requests that a worker holds in the tarpit; the rest are dropped at once.
+const TARPIT_MAX: u64 = 1000;
+/// A body up to this size is read before a refusal is written, so that the connection can be used
+/// again and the client is sure to see the answer.
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
+/// How long reading it may take.
+const SMALL_BODY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Ends a connection without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection is closed without an answer")]
+pub(crate) struct Dropped;
+
+/// One worker: everything that a request meets on its way.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) clock: Clock,
+    pub(crate) identify: std::sync::Arc<Identify>,
+    pub(crate) policy: PolicyReader,
+    pub(crate) recorder: RefCell<Recorder>,
+    pub(crate) observer: Rc<Observer>,
+    pub(crate) refuse: Refuse,
+    pub(crate) request_ids: RequestIds,
+    /// All upstreams, and which of them each service goes to.
+    pub(crate) upstreams: Vec<Rc<Upstream>>,
+    pub(crate) service_upstreams: Vec<usize>,
+    pub(crate) metrics: std::sync::Arc<Metrics>,
+    pub(crate) tarpitted: std::cell::Cell<u64>,
+}
+
+/// What was decided about a request, and what later stages need of it.
+struct Decided {
+    verdict: Verdict,
+    upstream: usize,
+    instance: u64,
+    observation: Observation,
+}
+
+impl Worker {
+    /// Serves one request.
+    pub(crate) async fn serve(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        connection: Rc<Connection>,
+    ) -> Result<Response<ReplyBody>, Dropped> {
+        connection.state.serving();
+        let id = request_id(request.headers(), connection.is_trusted, &self.request_ids);
+        let decided = match self.decide(&request, &connection, &id) {
+            Ok(decided) => decided,
+            Err((refusal, observation)) => {
+                let response = match refusal {
+                    NoDecision::Invalid(invalid) => Refuse::invalid(invalid, &id, observation),
+                    NoDecision::NoService => Refuse::unmatched(&id, observation),
+                };
+                return Ok(self.make_room(request, response, &connection).await);
+            }
+        };
+        let Decided { verdict, upstream, instance, observation } = decided;
+        match verdict {
+            Verdict::Forward => {
+                Ok(self.forward(request, upstream, &connection, &id, observation).await)
+            }
+            Verdict::Drop { .. } => Err(dropped(observation)),
+            Verdict::Tarpit { .. } => Err(self.tarpit(observation).await),
+            refusal => {
+                let now = self.clock.now();
+                let response = self.refuse.verdict(&refusal, instance, &id, observation, now);
+                Ok(self.make_room(request, response, &connection).await)
+            }
+        }
+    }
+
+    /// Identifies the client and asks the policy. Everything here happens without waiting.
+    fn decide(
+        &self,
+        request: &Request<Incoming>,
+        connection: &Connection,
+        id: &HeaderValue,
+    ) -> Result<Decided, (NoDecision, Observation)> {
+        let began = self.clock.now();
+        let observe = |service| self.observer.begin(service, began, Rc::clone(&connection.state));
+        let method = request.method().as_str();
+        let (uri, headers) = (request.uri(), request.headers());
+        let read = check_framing(headers, request.version(), || {
+            connection.state.head_has_content_length()
+        })
+        .and_then(|()| Target::read(request.method(), uri, request.version(), headers));
+        let refuse = |invalid, host: &str| {
+            let mut observation = observe(usize::MAX);
+            observation.outcome = "invalid";
+            let path = uri.path();
+            let loggable = Loggable { request_id: id, method, host, path, facts: None };
+            observation.line = self.observer.line(&loggable);
+            (NoDecision::Invalid(invalid), observation)
+        };
+        let target = read.map_err(|invalid| refuse(invalid, ""))?;
+        let (host, path) = (&*target.host, &*target.path);
+        let address = connection.trusted.client(connection.peer.ip(), headers);
+        let readable = Readable { headers, uri, method, host, path };
+        let mut facts =
+            self.identify.facts(address, readable).map_err(|invalid| refuse(invalid, host))?;
+        if connection.is_trusted && connection.trusted.contains(address) {
+            facts.mark_trusted_proxy();
+        }
+        self.policy.read(|policy| {
+            let route = policy.route(host, path);
+            let service = route.as_ref().map_or(usize::MAX, |route| route.service);
+            if let Some(route) = &route {
+                facts.set(AttributeId::SERVICE, route.name.into());
+                facts.set(AttributeId::ROUTE, route.path.into());
+            }
+            let mut observation = observe(service);
+            let loggable = Loggable { request_id: id, method, host, path, facts: Some(&facts) };
+            observation.line = self.observer.line(&loggable);
+            if route.is_none() {
+                observation.outcome = "unmatched";
+                return Err((NoDecision::NoService, observation));
+            }
+            self.recorder.borrow_mut().record(&facts, began);
+            let verdict = policy.decide(&facts, began);
+            self.observer.metrics.decided(self.clock.now().since(began));
+            observation.outcome = verdict.word();
+            if let Some(cause) = verdict.cause() {
+                observation.log_cause(cause.as_str());
+            }
+            let upstream = self.service_upstreams.get(service).copied().unwrap_or(usize::MAX);
+            Ok(Decided { verdict, upstream, instance: facts.instance(), observation })
+        })
+    }
+
+    async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        upstream: usize,
+        connection: &Rc<Connection>,
+        id: &HeaderValue,
+        observation: Observation,
+    ) -> Response<ReplyBody> {
+        let Some(upstream) = self.upstreams.get(upstream) else {
+            return Refuse::unmatched(id, observation);
+        };
+        if !request.headers().contains_key(HOST)
+            && let Some(host) = upstream.spec.endpoints.first().and_then(|at| at.parse().ok())
+        {
+            // Only HTTP/1.0 clients may leave it out; the upstream is asked in HTTP/1.1.
+            request.headers_mut().insert(HOST, host);
+        }
+        prepare(&mut request, connection, id, &self.metrics);
+        let retries = || self.metrics.upstream_retries_total.with_label_values(&[&*upstream.spec.name]).inc();
+        match forward(upstream, request, id, observation, retries).await {
+            Ok(response) => response,
+            Err((error, mut observation)) => {
+                self.observer.metrics.upstream_failed(upstream.index, error.word());
+                tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
+                observation.fault = error.word();
+                let mut response = self.refuse.upstream(&error, id, observation);
+                // Bytes of the request's body may still be under way.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+            }
+        }
+    }
+
+    /// Makes sure that a client which is still sending a body gets to read its refusal: a small body
+    /// is read first, a large one is cut off and the connection closed with care.
+    async fn make_room(
+        &self,
+        request: Request<Incoming>,
+        mut response: Response<ReplyBody>,
+        connection: &Connection,
+    ) -> Response<ReplyBody> {
+        if request.body().is_end_stream() {
+            return response;
+        }
+        let expects_to_be_asked = request.headers().contains_key(http::header::EXPECT);
+        let is_small = request.headers().contains_key(CONTENT_LENGTH)
+            && request.body().size_hint().exact().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
+        if is_small && !expects_to_be_asked {
+            let mut body = request.into_body();
+            let read = async { while let Some(Ok(_)) = body.frame().await {} };
+            if tokio::time::timeout(SMALL_BODY_TIMEOUT, read).await.is_ok() && body.is_end_stream() {
+                return response;
+            }
+        }
+        connection.state.linger.set(true);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+
+    /// Holds a request, then closes its connection.
+    async fn tarpit(&self, observation: Observation) -> Dropped {
+        if self.tarpitted.get() < TARPIT_MAX {
+            self.tarpitted.set(self.tarpitted.get() + 1);
+            let _held = Held(&self.tarpitted);
+            tokio::time::sleep(TARPIT_DELAY).await;
+        }
+        dropped(observation)
+    }
+}
+
+/// Counts one tarpitted request as long as it lives, however its future ends.
+struct Held<'a>(&'a std::cell::Cell<u64>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Why no verdict was asked for.
+enum NoDecision {
+    Invalid(Invalid),
+    NoService,
+}
+
+fn dropped(observation: Observation) -> Dropped {
+    observation.complete();
+    Dropped
+}
+
+/// Turns the client's request into the one for the upstream.
+fn prepare(request: &mut Request<Incoming>, connection: &Connection, id: &HeaderValue, metrics: &Metrics) {
+    if request.uri().authority().is_some() {
+        // The absolute form is for proxies that choose the destination by it; we do not.
+        let host = request.uri().authority().and_then(|host| host.as_str().parse().ok());
+        if let Some(host) = host {
+            request.headers_mut().insert(HOST, host);
+        }
+        let origin = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        if let Ok(uri) = origin.parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+    }
+    check_trace(request.headers_mut());
+    let version = request.version();
+    let facts = ForwardedFacts {
+        peer: &connection.peer_text,
+        peer_is_trusted: connection.is_trusted,
+        request_id: id,
+    };
+    let dropped = prepare_request(request.headers_mut(), &facts, version);
+    if dropped > 0 {
+        metrics.headers_dropped_total.inc_by(dropped as u64);
+    }
+    *request.version_mut() = Version::HTTP_11;
+}
+
+/// Writes an error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}
+

@@ -1,0 +1,79 @@
+//! Upstreams: connections to the services behind, per worker, capped and reused.
+//!
+//! Each worker has its own connections, so taking one costs no lock. Knows how to get a connection
+//! and what went wrong; which request goes where is [`crate::request`]'s business.
+
+mod pool;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use pool::{Lease, Upstream};
+
+/// One upstream, as the operator wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it is: `host:port` each, taken in turn.
+    pub endpoints: Vec<Arc<str>>,
+    /// How long connecting may take, waiting for a free connection included.
+    pub connect_timeout: Duration,
+    /// How long the response head may take.
+    pub response_timeout: Duration,
+    /// How long a body may make no progress, in either direction.
+    pub idle_timeout: Duration,
+}
+
+/// Why an upstream gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// Connecting failed.
+    #[error("connecting failed")]
+    Connect(#[source] io::Error),
+    /// Connecting took too long.
+    #[error("connecting took longer than {0:?}")]
+    ConnectTimeout(Duration),
+    /// All connections that this worker may have are in use, and no place to wait was free or no
+    /// connection became free in time.
+    #[error("all connections are in use")]
+    ConnectionLimit,
+    /// The connection was closed before the response head was complete.
+    #[error("the connection was closed before the answer")]
+    Terminated(#[source] hyper::Error),
+    /// The answer is not HTTP.
+    #[error("the answer is not valid HTTP")]
+    Protocol(#[source] hyper::Error),
+    /// The response head took too long.
+    #[error("no answer within {0:?}")]
+    ResponseTimeout(Duration),
+    /// The client broke off or stalled while its request body was being sent.
+    #[error("the client did not finish its request")]
+    ClientBody(crate::request::BodyFault),
+}
+
+impl UpstreamError {
+    /// Returns the word for it in metrics and `Proxy-Status` (RFC 9209, 2.3).
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connection_refused",
+            Self::ConnectTimeout(_) => "connection_timeout",
+            Self::ConnectionLimit => "connection_limit_reached",
+            Self::Terminated(_) => "connection_terminated",
+            Self::Protocol(_) => "http_protocol_error",
+            Self::ResponseTimeout(_) => "http_response_timeout",
+            Self::ClientBody(_) => "http_request_error",
+        }
+    }
+
+    /// Returns the status that the client gets.
+    pub(crate) fn status(&self) -> u16 {
+        match self {
+            Self::Connect(_) | Self::Terminated(_) | Self::Protocol(_) => 502,
+            Self::ConnectionLimit => 503,
+            Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => 504,
+            Self::ClientBody(fault) => fault.status(),
+        }
+    }
+}

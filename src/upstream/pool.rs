@@ -1,0 +1,216 @@
+//! One worker's connections to one upstream.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use prometheus::IntGauge;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{UpstreamError, UpstreamSpec};
+use crate::request::RequestBody;
+
+/// The most connections of one worker to one upstream in use at once.
+///
+/// 512 × about 20 KiB of buffers = 10 MiB at worst.
+const CONNECTIONS_MAX: usize = 512;
+/// The most requests that wait for one of them.
+const WAITERS_MAX: usize = 1024;
+/// How long an unused connection is kept. Below the 5 s after which common servers close theirs, so
+/// that a request seldom meets a connection that is being closed.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// The largest response head, in bytes.
+const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// One worker's side of one upstream.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    /// What the operator wants.
+    pub(crate) spec: UpstreamSpec,
+    /// Its place among all upstreams.
+    pub(crate) index: usize,
+    idle: RefCell<VecDeque<Idle>>,
+    in_use: Arc<Semaphore>,
+    waiting: Cell<usize>,
+    next_endpoint: Cell<usize>,
+    open: IntGauge,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection, for one request.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// Sends the request.
+    pub(crate) sender: SendRequest<RequestBody>,
+    /// Whether the connection carried requests before, and so may turn out closed.
+    pub(crate) is_reused: bool,
+    upstream: Rc<Upstream>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    /// Gives the connection back after the answer's last byte was read.
+    pub(crate) fn give_back(self) {
+        let Self { sender, upstream, .. } = self;
+        if !sender.is_closed() {
+            upstream.idle.borrow_mut().push_back(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+/// Counts one waiter as long as it lives, however its future ends.
+struct Waiter<'a>(&'a Cell<usize>);
+
+impl<'a> Waiter<'a> {
+    fn join(waiting: &'a Cell<usize>) -> Option<Self> {
+        if waiting.get() >= WAITERS_MAX {
+            return None;
+        }
+        waiting.set(waiting.get() + 1);
+        Some(Self(waiting))
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Counts one open connection as long as it lives.
+struct Open(IntGauge);
+
+impl Open {
+    fn begin(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Upstream {
+    /// Begins without connections.
+    pub(crate) fn new(spec: UpstreamSpec, index: usize, open: IntGauge) -> Rc<Self> {
+        Rc::new(Self {
+            spec,
+            index,
+            idle: RefCell::default(),
+            in_use: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            waiting: Cell::new(0),
+            next_endpoint: Cell::new(0),
+            open,
+        })
+    }
+
+    /// Returns a connection: the one that was used last, or a new one.
+    pub(crate) async fn connection(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamError> {
+        let deadline = Instant::now() + self.spec.connect_timeout;
+        let place = self.place(deadline).await?;
+        if !fresh {
+            // The last one used is the least likely to have been closed meanwhile.
+            while let Some(Idle { mut sender, .. }) = self.pop_idle() {
+                if sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok()) {
+                    return Ok(Lease {
+                        sender,
+                        is_reused: true,
+                        upstream: Rc::clone(self),
+                        _place: place,
+                    });
+                }
+            }
+        }
+        let sender = match timeout_at(deadline, self.connect()).await {
+            Ok(connected) => connected?,
+            Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
+        };
+        Ok(Lease { sender, is_reused: false, upstream: Rc::clone(self), _place: place })
+    }
+
+    /// Closes connections that were not used for a while. Called ten times a second.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        let mut idle = self.idle.borrow_mut();
+        while idle
+            .front()
+            .is_some_and(|oldest| oldest.sender.is_closed() || now - oldest.since > IDLE_MAX)
+        {
+            idle.pop_front();
+        }
+    }
+
+    fn pop_idle(&self) -> Option<Idle> {
+        self.idle.borrow_mut().pop_back()
+    }
+
+    /// Waits for the right to use a connection.
+    async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        if let Ok(place) = Arc::clone(&self.in_use).try_acquire_owned() {
+            return Ok(place);
+        }
+        let waiter = Waiter::join(&self.waiting).ok_or(UpstreamError::ConnectionLimit)?;
+        let place = timeout_at(deadline, Arc::clone(&self.in_use).acquire_owned()).await;
+        drop(waiter);
+        match place {
+            Ok(Ok(place)) => Ok(place),
+            // The semaphore is never closed; out of time is the one way to fail.
+            Ok(Err(_)) | Err(_) => Err(UpstreamError::ConnectionLimit),
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<RequestBody>, UpstreamError> {
+        let stream = self.connect_any().await?;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        let (sender, connection) = http1::Builder::new()
+            .max_header_size(RESPONSE_HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(UpstreamError::Protocol)?;
+        let open = Open::begin(&self.open);
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an upstream connection ended");
+            }
+            drop(open);
+        });
+        Ok(sender)
+    }
+
+    /// Connects to the endpoints in turn; each is tried once, the first with the others' share of
+    /// the time left to them.
+    async fn connect_any(&self) -> Result<TcpStream, UpstreamError> {
+        let count = self.spec.endpoints.len();
+        let first = self.next_endpoint.get();
+        self.next_endpoint.set(first.wrapping_add(1));
+        let share = self.spec.connect_timeout / count.max(1) as u32;
+        let mut last = UpstreamError::ConnectTimeout(self.spec.connect_timeout);
+        for turn in 0..count {
+            let Some(endpoint) = self.spec.endpoints.get(first.wrapping_add(turn) % count) else {
+                break;
+            };
+            match timeout(share, TcpStream::connect(&**endpoint)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = UpstreamError::Connect(error),
+                Err(_elapsed) => last = UpstreamError::ConnectTimeout(share),
+            }
+        }
+        Err(last)
+    }
+}
