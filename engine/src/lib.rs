@@ -7,6 +7,7 @@
 
 pub mod attribute;
 pub mod limit;
+pub mod policy;
 pub mod request;
 pub mod rules;
 pub mod service;

@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(limiter.spend(7, now), Ok(()));
         let RetryAfter(wait) = limiter.spend(7, now).unwrap_err();
         assert_eq!(wait, Duration::from_millis(500));
-        assert!(limiter.spend(7, now + (wait - NANOSECOND)).is_err());
+        assert!(limiter.spend(7, (now + wait) - NANOSECOND).is_err());
         assert_eq!(limiter.spend(7, now + wait), Ok(()));
     }
 
@@ -292,7 +292,7 @@ mod tests {
         let slow = Rate::new(1, Duration::MAX).unwrap();
         let limiter = Limiter::new(LimitSpec::new(slow, u32::MAX, usize::MAX));
         assert_eq!(limiter.spend(7, Instant::MAX), Ok(()));
-        let daily = Rate::new(1, Duration::from_secs(86_400)).unwrap();
+        let daily = Rate::new(1, Duration::from_hours(24)).unwrap();
         let limiter = Limiter::new(LimitSpec::new(daily, u32::MAX, 1));
         assert_eq!(limiter.spend(7, Instant::ZERO), Ok(()));
         for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {

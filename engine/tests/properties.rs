@@ -31,7 +31,7 @@ impl Textbook {
 }
 
 fn rate(requests: u32, per_ms: u64) -> Rate {
-    Rate::new(requests, Duration::from_millis(per_ms)).unwrap()
+    Rate::new(requests, Duration::from_millis(per_ms)).expect("neither is zero")
 }
 
 /// Visits of four keys; gaps cluster around 10 ms, the interval of 100/s, where off-by-ones live.
@@ -116,7 +116,7 @@ proptest! {
         for (_, gap) in visits {
             now = now + Duration::from_nanos(gap);
             if let Err(RetryAfter(wait)) = limiter.spend(0, now) {
-                let sooner = now + (wait - Duration::from_nanos(1));
+                let sooner = (now + wait) - Duration::from_nanos(1);
                 prop_assert_eq!(limiter.peek(0, sooner), Err(RetryAfter(Duration::from_nanos(1))));
                 prop_assert_eq!(limiter.peek(0, now + wait), Ok(()));
             }
