@@ -6,6 +6,8 @@
 //! any other.
 
 pub mod attribute;
+pub mod limit;
+pub mod policy;
 pub mod request;
 pub mod rules;
 pub mod service;
