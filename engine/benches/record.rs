@@ -1,0 +1,87 @@
+//! What recording one request costs: `cargo bench -p tidegate-engine --bench record`.
+
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+#![expect(clippy::print_stdout, reason = "its result is for people")]
+
+use std::borrow::Cow;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidegate_engine::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
+use tidegate_engine::request::{HashKey, RequestFacts};
+use tidegate_engine::traffic::{Arrival, Names, Random, Standing, Traffic};
+
+const REQUESTS: usize = 1000;
+const ROUNDS: usize = 1000;
+
+fn main() {
+    let mut schema = Schema::built_in();
+    let own = ["sdk", "sdk_version", "app", "tenant", "platform"].map(|name| {
+        let spec = AttributeSpec {
+            name: Arc::from(name),
+            kind: AttributeKind::Text,
+            side: Side::Who,
+            secret: false,
+        };
+        schema.add(spec).unwrap_or(AttributeId::USER_AGENT)
+    });
+    for (name, distinct) in [
+        ("100 combinations", 100),
+        ("every request distinct", REQUESTS),
+    ] {
+        let key = HashKey::from_seed(1);
+        let mut random = Random::from_seed(2);
+        let facts: Vec<RequestFacts<'_>> = (0..REQUESTS)
+            .map(|at| {
+                let address = IpAddr::V4(Ipv4Addr::from_bits(random.bits() as u32));
+                let mut facts = RequestFacts::new(&key, address);
+                let leaf = at % distinct;
+                facts.set(
+                    AttributeId::USER_AGENT,
+                    Cow::Owned(format!("agent {}", leaf % 7)),
+                );
+                facts.set(AttributeId::SERVICE, Cow::Borrowed("chat"));
+                facts.set(AttributeId::HOST, Cow::Borrowed("api.example.com"));
+                facts.set(AttributeId::METHOD, Cow::Borrowed("GET"));
+                facts.set(AttributeId::ROUTE, Cow::Borrowed("/c/v1/"));
+                for (at, id) in own.into_iter().enumerate() {
+                    facts.set(id, Cow::Owned(format!("{}", leaf / (at + 1))));
+                }
+                facts
+            })
+            .collect();
+        let traffic = Traffic::new(&schema, 1, 3);
+        let Some(recorder) = traffic.recorder(0) else {
+            return;
+        };
+        let mut names = Names::default();
+        let arrival = Arrival {
+            standing: Standing::Passed,
+        };
+        let mut spent = Vec::with_capacity(ROUNDS);
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            for facts in &facts {
+                recorder.record(black_box(facts), arrival);
+            }
+            spent.push(begun.elapsed().as_nanos() as f64 / REQUESTS as f64);
+            traffic.collect(&mut names, (3, 3), |counts| {
+                black_box(counts.leaves.total());
+            });
+        }
+        spent.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            spent
+                .get((share * ROUNDS as f64) as usize)
+                .copied()
+                .unwrap_or(0.0)
+        };
+        println!(
+            "record, {name}: median {:.0} ns, p99 {:.0} ns",
+            at(0.5),
+            at(0.99)
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! A request's attribute values as one fixed-size key. Knows nothing of counting.
+
+use crate::attribute::{AttributeId, AttributeKind, Schema, Side};
+use crate::request::RequestFacts;
+
+/// The most attributes that take part in a key; the 16th place says whether it was refused.
+///
+/// The six built-in ones that are no address, and the first nine of the operator's.
+pub const COLUMNS_MAX: usize = 15;
+
+const SLOTS: usize = COLUMNS_MAX + 1;
+
+/// The attribute values that a request had in common with others of the same key: 32 bits of each
+/// value's keyed hash, 0 where it was absent.
+///
+/// # Accuracy
+///
+/// Two values of one attribute share 32 bits with probability 2⁻³²; of 65,536 live values, about one
+/// in two processes has one such pair. The hash is keyed at random, so nobody can aim for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeafKey {
+    values: [u32; SLOTS],
+}
+
+impl LeafKey {
+    /// Returns the value's hash in a column; 0 when absent.
+    pub fn value(&self, column: usize) -> u32 {
+        self.values.get(column).copied().unwrap_or(0)
+    }
+
+    /// Returns whether the requests of this key were refused.
+    pub fn refused(&self) -> bool {
+        self.values[COLUMNS_MAX] != 0
+    }
+
+    /// Returns 64 bits that stand for the whole key.
+    pub fn tag(&self) -> u64 {
+        let (pairs, _) = self.values.as_chunks::<2>();
+        let folded = pairs
+            .iter()
+            .fold(0x243F_6A88_85A3_08D3_u64, |hash, [low, high]| {
+                let word = u64::from(*low) | (u64::from(*high) << 32);
+                (hash ^ word)
+                    .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                    .rotate_left(31)
+            });
+        let folded = (folded ^ (folded >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+        folded ^ (folded >> 33)
+    }
+}
+
+/// One attribute that takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Which attribute.
+    pub attribute: AttributeId,
+    /// Whom or what it describes.
+    pub side: Side,
+    /// Whether the operator defined it: then it names the client, as opposed to a fingerprint.
+    pub own: bool,
+    /// Whether its values are versions.
+    pub version: bool,
+}
+
+/// Which attributes take part in keys: neither addresses nor the instance (each client has its own),
+/// nor secret ones (they must never be shown).
+#[derive(Clone, Debug)]
+pub struct Columns {
+    columns: Vec<Column>,
+    who: [u32; SLOTS],
+}
+
+impl Columns {
+    /// Picks the attributes of a schema that take part.
+    pub fn of(schema: &Schema) -> Self {
+        let columns: Vec<Column> = schema
+            .iter()
+            .filter(|(id, spec)| !id.is_address() && *id != AttributeId::INSTANCE && !spec.secret)
+            .map(|(id, spec)| Column {
+                attribute: id,
+                side: spec.side,
+                own: id.index() > AttributeId::ROUTE.index(),
+                version: spec.kind == AttributeKind::Version,
+            })
+            .take(COLUMNS_MAX)
+            .collect();
+        let mut who = [0; SLOTS];
+        for (mask, column) in who.iter_mut().zip(&columns) {
+            *mask = if column.side == Side::Who {
+                u32::MAX
+            } else {
+                0
+            };
+        }
+        who[COLUMNS_MAX] = u32::MAX;
+        Self { columns, who }
+    }
+
+    /// Walks the columns in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Column> {
+        self.columns.iter()
+    }
+
+    /// Returns how many columns there are.
+    pub fn len(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Returns whether there is no column. There always is one: `user_agent`.
+    pub fn is_empty(&self) -> bool {
+        self.columns.is_empty()
+    }
+
+    /// Returns a column.
+    pub fn get(&self, at: usize) -> Option<&Column> {
+        self.columns.get(at)
+    }
+
+    /// Returns the column of an attribute, if it takes part.
+    pub fn of_attribute(&self, id: AttributeId) -> Option<usize> {
+        self.columns
+            .iter()
+            .position(|column| column.attribute == id)
+    }
+
+    /// Makes the key of a request.
+    pub fn key(&self, facts: &RequestFacts<'_>, refused: bool) -> LeafKey {
+        let mut key = LeafKey::default();
+        for (slot, column) in key.values.iter_mut().zip(&self.columns) {
+            *slot = short(facts.hash(column.attribute));
+        }
+        key.values[COLUMNS_MAX] = u32::from(refused);
+        key
+    }
+
+    /// Returns the key with only what describes the client.
+    pub fn who(&self, key: &LeafKey) -> LeafKey {
+        let mut who = *key;
+        for (slot, mask) in who.values.iter_mut().zip(&self.who) {
+            *slot &= mask;
+        }
+        who
+    }
+
+    /// Calls `each` with column, hash and text of each value that is present.
+    pub(super) fn each_value(
+        &self,
+        facts: &RequestFacts<'_>,
+        key: &LeafKey,
+        mut each: impl FnMut(usize, u32, &str),
+    ) {
+        for (at, (column, hash)) in self.columns.iter().zip(key.values).enumerate() {
+            if let Some(text) = facts.value(column.attribute)
+                && hash != 0
+            {
+                each(at, hash, text);
+            }
+        }
+    }
+}
+
+/// Cuts a hash to 32 bits; stays apart from 0, which stands for an absent value.
+fn short(hash: u64) -> u32 {
+    if hash == 0 {
+        0
+    } else {
+        ((hash >> 32) as u32).max(1)
+    }
+}
