@@ -54,16 +54,24 @@ pub fn open(
     let output: Box<dyn Write + Send> = match target {
         AccessLogTarget::Off => return Ok((AccessLogSender { chunks: None }, None)),
         AccessLogTarget::Stdout => Box::new(io::stdout()),
-        AccessLogTarget::File(path) => {
-            Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?)
-        }
+        AccessLogTarget::File(path) => Box::new(
+            std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)?,
+        ),
     };
     let (chunks, waiting) = sync_channel(CHUNKS_MAX);
     let metrics = Arc::clone(metrics);
     let thread = std::thread::Builder::new()
         .name("access-log".into())
         .spawn(move || write_all(&waiting, output, &metrics))?;
-    Ok((AccessLogSender { chunks: Some(chunks) }, Some(AccessLogWriter { thread })))
+    Ok((
+        AccessLogSender {
+            chunks: Some(chunks),
+        },
+        Some(AccessLogWriter { thread }),
+    ))
 }
 
 fn write_all(waiting: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>, metrics: &Metrics) {
@@ -174,7 +182,10 @@ mod tests {
         let thread = std::thread::spawn(move || {
             write_all(&waiting, Box::new(Stuck(stuck)), &writer_metrics);
         });
-        let mut log = AccessLogSender { chunks: Some(chunks) }.worker(&metrics);
+        let mut log = AccessLogSender {
+            chunks: Some(chunks),
+        }
+        .worker(&metrics);
         for _ in 0..CHUNKS_MAX + 10 {
             log.line(b"{}\n");
             log.flush();

@@ -16,7 +16,9 @@ impl Clock {
     /// The first moment is one hour after the engine's zero, so that "an hour ago" can be said from
     /// the beginning.
     pub fn start() -> Self {
-        Self { epoch: std::time::Instant::now() }
+        Self {
+            epoch: std::time::Instant::now(),
+        }
     }
 
     /// Returns the present moment.

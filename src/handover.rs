@@ -8,7 +8,12 @@ use tidegate_engine::policy::Policy;
 /// Makes a publisher and a reader of the same policy.
 pub fn handover(first: Policy) -> (PolicyPublisher, PolicyReader) {
     let current = Arc::new(ArcSwap::from_pointee(first));
-    (PolicyPublisher { current: Arc::clone(&current) }, PolicyReader { current })
+    (
+        PolicyPublisher {
+            current: Arc::clone(&current),
+        },
+        PolicyReader { current },
+    )
 }
 
 /// Replaces the policy in force, whole.

@@ -19,8 +19,17 @@ pub const NO_SERVICE: &str = "none";
 
 /// How a request ended, as `tidegate_requests_total{verdict}` and the access log call it. The first
 /// six are the engine's verdicts.
-pub const OUTCOMES: [&str; 9] =
-    ["forward", "limit", "throttle", "block", "tarpit", "drop", "shed", "unmatched", "invalid"];
+pub const OUTCOMES: [&str; 9] = [
+    "forward",
+    "limit",
+    "throttle",
+    "block",
+    "tarpit",
+    "drop",
+    "shed",
+    "unmatched",
+    "invalid",
+];
 
 /// Why the upstream gave no complete answer, as `tidegate_upstream_errors_total{error}` and
 /// `Proxy-Status` call it (RFC 9209, 2.3).
@@ -39,8 +48,7 @@ const DURATION_BUCKETS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 /// Upper bounds of decision times, in seconds.
-const DECISION_BUCKETS: [f64; 10] =
-    [2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2];
+const DECISION_BUCKETS: [f64; 10] = [2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2];
 
 /// All series.
 #[derive(Debug)]
@@ -102,9 +110,14 @@ pub struct Metrics {
 
 /// Registers a series. The names are constants, so a failure is a mistake in this file, which every
 /// test would hit.
-fn register<C: Collector + Clone + 'static>(registry: &Registry, series: prometheus::Result<C>) -> C {
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    series: prometheus::Result<C>,
+) -> C {
     let series = series.expect("series are named by constants");
-    registry.register(Box::new(series.clone())).expect("each series is registered once");
+    registry
+        .register(Box::new(series.clone()))
+        .expect("each series is registered once");
     series
 }
 
@@ -121,14 +134,21 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let counter = |name, help| register(r, IntCounter::new(name, help));
-        let counters =
-            |name, help, labels: &[&str]| register(r, IntCounterVec::new(Opts::new(name, help), labels));
+        let counters = |name, help, labels: &[&str]| {
+            register(r, IntCounterVec::new(Opts::new(name, help), labels))
+        };
         let gauge = |name, help| register(r, IntGauge::new(name, help));
-        let gauges = |name, help, labels: &[&str]| register(r, IntGaugeVec::new(Opts::new(name, help), labels));
+        let gauges = |name, help, labels: &[&str]| {
+            register(r, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
         let real = |name, help| register(r, Gauge::new(name, help));
-        let reals = |name, help, labels: &[&str]| register(r, GaugeVec::new(Opts::new(name, help), labels));
+        let reals =
+            |name, help, labels: &[&str]| register(r, GaugeVec::new(Opts::new(name, help), labels));
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+            register(
+                r,
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())),
+            )
         };
         let build = gauges("tidegate_build_info", "The running version.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -154,7 +174,11 @@ impl Metrics {
                 "Seconds from the end of the request head to the verdict.",
                 &DECISION_BUCKETS,
             ),
-            inflight_requests: gauges("tidegate_inflight_requests", "Requests being served.", &["service"]),
+            inflight_requests: gauges(
+                "tidegate_inflight_requests",
+                "Requests being served.",
+                &["service"],
+            ),
             oldest_inflight_seconds: reals(
                 "tidegate_oldest_inflight_seconds",
                 "Age of the oldest request being served.",
@@ -176,7 +200,10 @@ impl Metrics {
                 &["upstream"],
             ),
             connections: gauge("tidegate_connections", "Client connections, open."),
-            connections_total: counter("tidegate_connections_total", "Client connections accepted."),
+            connections_total: counter(
+                "tidegate_connections_total",
+                "Client connections accepted.",
+            ),
             accept_errors_total: counter(
                 "tidegate_accept_errors_total",
                 "Connections that could not be accepted, for example for want of descriptors.",
@@ -205,7 +232,11 @@ impl Metrics {
                 "Requests that a limit in shadow would have refused.",
                 &["limit"],
             ),
-            limit_keys: gauges("tidegate_limit_keys", "Distinct keys that a limit remembers.", &["limit"]),
+            limit_keys: gauges(
+                "tidegate_limit_keys",
+                "Distinct keys that a limit remembers.",
+                &["limit"],
+            ),
             rules: gauges("tidegate_rules", "Rules in force.", &["origin", "action"]),
             incident_active: gauge("tidegate_incident_active", "Incidents under way."),
             incident_time_to_rule_seconds: histogram(
@@ -286,20 +317,38 @@ pub(crate) struct WorkerMetrics {
 impl WorkerMetrics {
     /// Prepares the counters of these services and upstreams.
     pub(crate) fn new(metrics: &Metrics, services: &[Arc<str>], upstreams: &[Arc<str>]) -> Self {
-        let names: Vec<&str> =
-            services.iter().map(|name| &**name).chain(std::iter::once(NO_SERVICE)).collect();
+        let names: Vec<&str> = services
+            .iter()
+            .map(|name| &**name)
+            .chain(std::iter::once(NO_SERVICE))
+            .collect();
         let requests = names.iter().map(|service| {
             OUTCOMES
                 .iter()
-                .map(|outcome| metrics.requests_total.with_label_values(&[service, outcome]).local())
+                .map(|outcome| {
+                    metrics
+                        .requests_total
+                        .with_label_values(&[service, outcome])
+                        .local()
+                })
                 .collect()
         });
-        let durations = names
-            .iter()
-            .map(|service| metrics.request_duration_seconds.with_label_values(&[service]).local());
+        let durations = names.iter().map(|service| {
+            metrics
+                .request_duration_seconds
+                .with_label_values(&[service])
+                .local()
+        });
         let errors = upstreams.iter().map(|upstream| {
-            let count = |error| metrics.upstream_errors_total.with_label_values(&[upstream, error]);
-            UPSTREAM_ERRORS.iter().map(|error| count(*error).local()).collect()
+            let count = |error: &str| {
+                metrics
+                    .upstream_errors_total
+                    .with_label_values(&[&**upstream, error])
+            };
+            UPSTREAM_ERRORS
+                .iter()
+                .map(|error| count(error).local())
+                .collect()
         });
         Self {
             requests: requests.collect(),
@@ -329,14 +378,23 @@ impl WorkerMetrics {
     /// Counts a request without a complete answer.
     pub(crate) fn upstream_failed(&self, upstream: usize, error: &str) {
         let column = UPSTREAM_ERRORS.iter().position(|word| *word == error);
-        if let Some(count) = self.upstream_errors.get(upstream).and_then(|row| row.get(column?)) {
+        if let Some(count) = self
+            .upstream_errors
+            .get(upstream)
+            .and_then(|row| row.get(column?))
+        {
             count.inc();
         }
     }
 
     /// Hands the counts over.
     pub(crate) fn flush(&self) {
-        for counter in self.requests.iter().flatten().chain(self.upstream_errors.iter().flatten()) {
+        for counter in self
+            .requests
+            .iter()
+            .flatten()
+            .chain(self.upstream_errors.iter().flatten())
+        {
             counter.flush();
         }
         for histogram in &self.durations {

@@ -26,4 +26,3 @@ mod target;
 pub mod worker;
 
 pub(crate) use body::{BodyFault, RequestBody};
-pub(crate) use headers::RequestIds;

@@ -32,14 +32,20 @@ pub struct VitalSigns {
 impl Vitals {
     /// Begins at zero.
     pub fn new(services: usize) -> Arc<Self> {
-        Arc::new(Self { services: (0..services).map(|_| ServiceVitals::default()).collect() })
+        Arc::new(Self {
+            services: (0..services).map(|_| ServiceVitals::default()).collect(),
+        })
     }
 
     /// Counts a forwarded request that ended.
     pub(crate) fn finished(&self, service: usize, failed: bool, duration: Duration) {
-        let Some(vitals) = self.services.get(service) else { return };
+        let Some(vitals) = self.services.get(service) else {
+            return;
+        };
         vitals.finished.fetch_add(1, Ordering::Relaxed);
-        vitals.duration_us.fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
+        vitals
+            .duration_us
+            .fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
         if failed {
             vitals.failed.fetch_add(1, Ordering::Relaxed);
         }

@@ -33,6 +33,11 @@ impl fmt::Display for Name {
 pub enum Verdict {
     /// Goes to the upstream.
     Forward,
+    /// Goes to the upstream because an `allow` rule says so, whatever else would have been said.
+    Allow {
+        /// The rule that spoke.
+        rule: Name,
+    },
     /// Refused by a limit; the source may come back after `retry_after`.
     Limit {
         /// The limit that was spent.
@@ -81,7 +86,7 @@ impl Verdict {
     /// Returns the word for it in YAML tests, metrics and logs.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Forward => "forward",
+            Self::Forward | Self::Allow { .. } => "forward",
             Self::Limit { .. } => "limit",
             Self::Throttle { .. } => "throttle",
             Self::Block { .. } => "block",
@@ -95,7 +100,8 @@ impl Verdict {
         match self {
             Self::Forward => None,
             Self::Limit { limit, .. } => Some(&limit.name),
-            Self::Throttle { rule, .. }
+            Self::Allow { rule }
+            | Self::Throttle { rule, .. }
             | Self::Block { rule, .. }
             | Self::Tarpit { rule }
             | Self::Drop { rule } => Some(rule),

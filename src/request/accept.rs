@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,10 +18,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::address::TrustedProxies;
 use super::guard::{ConnectionState, Guard, HEAD_BYTES_MAX, Phase};
@@ -32,16 +31,6 @@ use super::serve::Worker;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The most that hyper buffers of what a client sends ahead, in bytes.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
-/// How much of an unread body is thrown away so that its sender can read the refusal.
-const LINGER_BYTES: u64 = 256 * 1024;
-/// How long that may take.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most connections of a worker that linger at once.
-const LINGERING_MAX: u64 = 1000;
-/// What a client reads that did not finish its head in time.
-const TOO_SLOW: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-
 /// Says when the drain has begun; shared by all workers.
 pub(crate) type Drain = watch::Receiver<bool>;
 
@@ -64,7 +53,6 @@ pub(crate) struct Connection {
 #[derive(Debug, Default)]
 pub(crate) struct OpenConnections {
     count: Cell<u64>,
-    lingering: Cell<u64>,
 }
 
 impl OpenConnections {
@@ -74,20 +62,21 @@ impl OpenConnections {
     }
 }
 
-/// Counts something as long as it lives.
-struct Counted(Rc<OpenConnections>, fn(&OpenConnections) -> &Cell<u64>);
+/// Counts a connection as long as it lives, whichever way its task ends.
+struct Counted(Rc<OpenConnections>, prometheus::IntGauge);
 
 impl Counted {
-    fn begin(open: &Rc<OpenConnections>, which: fn(&OpenConnections) -> &Cell<u64>) -> Self {
-        which(open).set(which(open).get() + 1);
-        Self(Rc::clone(open), which)
+    fn begin(open: &Rc<OpenConnections>, gauge: &prometheus::IntGauge) -> Self {
+        open.count.set(open.count.get() + 1);
+        gauge.inc();
+        Self(Rc::clone(open), gauge.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let count = (self.1)(&self.0);
-        count.set(count.get() - 1);
+        self.0.count.set(self.0.count.get() - 1);
+        self.1.dec();
     }
 }
 
@@ -163,7 +152,6 @@ fn begin(
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     worker.metrics.connections_total.inc();
-    worker.metrics.connections.inc();
     let address = peer.ip().to_canonical();
     let connection = Rc::new(Connection {
         state: ConnectionState::new(),
@@ -173,22 +161,12 @@ fn begin(
         is_trusted: trusted.contains(address),
         trusted: Arc::clone(trusted),
     });
-    let counted = Counted::begin(open, |open| &open.count);
-    let gauge = Gauge(worker.metrics.connections.clone());
-    let (worker, open, drain) = (Rc::clone(worker), Rc::clone(open), drain.clone());
+    let counted = Counted::begin(open, &worker.metrics.connections);
+    let (worker, drain) = (Rc::clone(worker), drain.clone());
     tokio::task::spawn_local(async move {
-        serve_connection(stream, connection, worker, open, drain).await;
-        drop((counted, gauge));
+        serve_connection(stream, connection, worker, drain).await;
+        drop(counted);
     });
-}
-
-/// Takes one off a gauge when it goes, whichever way its task ends.
-struct Gauge(prometheus::IntGauge);
-
-impl Drop for Gauge {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// Serves the requests on one connection.
@@ -196,7 +174,6 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: S,
     connection: Rc<Connection>,
     worker: Rc<Worker>,
-    open: Rc<OpenConnections>,
     mut drain: Drain,
 ) {
     let state = Rc::clone(&connection.state);
@@ -205,11 +182,13 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         Rc::clone(&worker).serve(request, Rc::clone(&connection))
     });
     let guard = Guard::new(stream, Rc::clone(&state));
-    let mut http = http1::Builder::new()
-        .header_read_timeout(None)
-        .max_header_size(HEAD_BYTES_MAX)
-        .max_buf_size(READ_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(guard), service);
+    let mut http = pin!(
+        http1::Builder::new()
+            .header_read_timeout(None)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_buf_size(READ_BUFFER_BYTES)
+            .serve_connection(TokioIo::new(guard), service)
+    );
     let ended = {
         let mut draining = pin!(async move {
             // An error means that there is nobody left to begin a drain.
@@ -221,47 +200,19 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         poll_fn(|cx| {
             if !has_begun && draining.as_mut().poll(cx).is_ready() {
                 has_begun = true;
-                Pin::new(&mut http).graceful_shutdown();
+                http.as_mut().graceful_shutdown();
             }
-            http.poll_without_shutdown(cx)
+            http.as_mut().poll(cx)
         })
         .await
     };
-    let mut stream = http.into_parts().io.into_inner().into_inner();
-    match ended {
-        Ok(()) => {
-            if state.linger.get() && open.lingering.get() < LINGERING_MAX {
-                let _lingering = Counted::begin(&open, |open| &open.lingering);
-                linger(&mut stream).await;
-                return;
-            }
-        }
-        Err(error) => {
-            metrics.client_errors_total.with_label_values(&[word(&error, &state)]).inc();
-            tracing::debug!(%error, "a client connection ended");
-            let was_too_slow = matches!(state.phase(), Phase::FirstByte | Phase::Head)
-                && is_timeout(&error)
-                && !state.abort.get();
-            if was_too_slow {
-                // Best effort: the client may be gone.
-                drop(timeout(LINGER_TIMEOUT, stream.write_all(TOO_SLOW)).await);
-            }
-        }
+    if let Err(error) = ended {
+        metrics
+            .client_errors_total
+            .with_label_values(&[word(&error, &state)])
+            .inc();
+        tracing::debug!(%error, "a client connection ended");
     }
-    drop(timeout(LINGER_TIMEOUT, stream.shutdown()).await);
-}
-
-/// Says that no more will be sent, and throws away what still arrives: closing at once would reset
-/// the connection, and the client could lose the refusal that is on its way.
-async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
-    drop(timeout(LINGER_TIMEOUT, async {
-        if stream.shutdown().await.is_ok() {
-            let mut rest = stream.take(LINGER_BYTES);
-            // How much it was does not matter.
-            drop(tokio::io::copy(&mut rest, &mut tokio::io::sink()).await);
-        }
-    })
-    .await);
 }
 
 fn is_timeout(error: &hyper::Error) -> bool {

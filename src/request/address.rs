@@ -28,7 +28,9 @@ impl TrustedProxies {
     /// Returns whether an address is one of the operator's own proxies.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
     }
 
     /// Walks `X-Forwarded-For` from the right, past trusted proxies, to the first address that is
@@ -39,15 +41,23 @@ impl TrustedProxies {
         if !self.contains(client) {
             return client;
         }
-        let lines: Vec<&[u8]> =
-            headers.get_all(X_FORWARDED_FOR).iter().map(http::HeaderValue::as_bytes).collect();
-        let entries = lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b','));
+        let lines: Vec<&[u8]> = headers
+            .get_all(X_FORWARDED_FOR)
+            .iter()
+            .map(http::HeaderValue::as_bytes)
+            .collect();
+        let entries = lines
+            .iter()
+            .rev()
+            .flat_map(|line| line.rsplit(|byte| *byte == b','));
         for entry in entries.take(HOPS_MAX) {
             let entry = entry.trim_ascii();
             if entry.is_empty() {
                 continue;
             }
-            let Some(address) = read_address(entry) else { return client };
+            let Some(address) = read_address(entry) else {
+                return client;
+            };
             client = address;
             if !self.contains(client) {
                 return client;
@@ -67,7 +77,9 @@ fn read_address(entry: &[u8]) -> Option<IpAddr> {
             _ => text,
         },
     };
-    bare.parse().ok().map(|address: IpAddr| address.to_canonical())
+    bare.parse()
+        .ok()
+        .map(|address: IpAddr| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -76,7 +88,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn proxies() -> TrustedProxies {
-        TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()])
+        TrustedProxies::new(vec![
+            "10.0.0.0/8".parse().unwrap(),
+            "2001:db8:1::/48".parse().unwrap(),
+        ])
     }
 
     fn client(peer: &str, lines: &[&str]) -> String {
@@ -84,7 +99,9 @@ mod tests {
         for line in lines {
             headers.append(X_FORWARDED_FOR, line.parse().unwrap());
         }
-        proxies().client(peer.parse().unwrap(), &headers).to_string()
+        proxies()
+            .client(peer.parse().unwrap(), &headers)
+            .to_string()
     }
 
     #[test]
@@ -94,16 +111,31 @@ mod tests {
 
     #[test]
     fn the_walk_goes_from_the_right_past_trusted_proxies_only() {
-        assert_eq!(client("10.0.0.1", &["203.0.113.9, 198.51.100.1, 10.0.0.2"]), "198.51.100.1");
-        assert_eq!(client("10.0.0.1", &["203.0.113.9", "198.51.100.1,10.0.0.2"]), "198.51.100.1");
-        assert_eq!(client("::ffff:10.0.0.1", &["::ffff:198.51.100.1"]), "198.51.100.1");
-        assert_eq!(client("10.0.0.1", &["[2001:db8:2::1]:443"]), "2001:db8:2::1");
+        assert_eq!(
+            client("10.0.0.1", &["203.0.113.9, 198.51.100.1, 10.0.0.2"]),
+            "198.51.100.1"
+        );
+        assert_eq!(
+            client("10.0.0.1", &["203.0.113.9", "198.51.100.1,10.0.0.2"]),
+            "198.51.100.1"
+        );
+        assert_eq!(
+            client("::ffff:10.0.0.1", &["::ffff:198.51.100.1"]),
+            "198.51.100.1"
+        );
+        assert_eq!(
+            client("10.0.0.1", &["[2001:db8:2::1]:443"]),
+            "2001:db8:2::1"
+        );
         assert_eq!(client("10.0.0.1", &["198.51.100.1:1234,"]), "198.51.100.1");
     }
 
     #[test]
     fn what_is_no_address_ends_the_walk_at_the_hop_that_said_it() {
-        assert_eq!(client("10.0.0.1", &["198.51.100.1, unknown, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(
+            client("10.0.0.1", &["198.51.100.1, unknown, 10.0.0.2"]),
+            "10.0.0.2"
+        );
         assert_eq!(client("10.0.0.1", &["198.51.100.1, _hidden"]), "10.0.0.1");
     }
 

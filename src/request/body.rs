@@ -82,7 +82,11 @@ struct Patience {
 
 impl Patience {
     fn new(limit: Duration) -> Self {
-        Self { limit, timer: None, is_armed: false }
+        Self {
+            limit,
+            timer: None,
+            is_armed: false,
+        }
     }
 
     /// Notes progress.
@@ -121,13 +125,21 @@ pub(crate) struct StreamedBody {
 
 impl RequestBody {
     /// Streams a client's body; it may make no progress for `idle_timeout`.
-    pub(crate) fn new(incoming: Incoming, idle_timeout: Duration, progress: &Rc<BodyProgress>) -> Self {
+    pub(crate) fn new(
+        incoming: Incoming,
+        idle_timeout: Duration,
+        progress: &Rc<BodyProgress>,
+    ) -> Self {
         if incoming.is_end_stream() {
             progress.is_done.set(true);
             return Self::Empty;
         }
         let patience = Patience::new(idle_timeout);
-        Self::Streamed(Box::new(StreamedBody { incoming, patience, progress: Rc::clone(progress) }))
+        Self::Streamed(Box::new(StreamedBody {
+            incoming,
+            patience,
+            progress: Rc::clone(progress),
+        }))
     }
 }
 
@@ -139,7 +151,9 @@ impl Body for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self::Streamed(body) = self.get_mut() else { return Poll::Ready(None) };
+        let Self::Streamed(body) = self.get_mut() else {
+            return Poll::Ready(None);
+        };
         match Pin::new(&mut body.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 body.patience.progress();
@@ -206,7 +220,10 @@ struct UpstreamReply {
 impl ReplyBody {
     /// Answers with our own text.
     pub(crate) fn own(text: Bytes, observation: Observation) -> Self {
-        let body = Self { source: ReplySource::Own(Some(text)), observation };
+        let body = Self {
+            source: ReplySource::Own(Some(text)),
+            observation,
+        };
         if body.is_end_stream() {
             body.observation.complete();
         }
@@ -231,7 +248,10 @@ impl ReplyBody {
             reply.end();
             observation.complete();
         }
-        Self { source: ReplySource::Upstream(Box::new(reply)), observation }
+        Self {
+            source: ReplySource::Upstream(Box::new(reply)),
+            observation,
+        }
     }
 }
 
@@ -254,7 +274,10 @@ impl Body for ReplyBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self { source, observation } = self.get_mut();
+        let Self {
+            source,
+            observation,
+        } = self.get_mut();
         let reply = match source {
             ReplySource::Own(text) => {
                 let frame = text.take().filter(|text| !text.is_empty());

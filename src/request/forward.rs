@@ -88,7 +88,10 @@ async fn send(
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(mut error)) => {
                 let unsent = error.take_message();
-                return Err(Failed { error: cause(error.into_error(), progress), unsent });
+                return Err(Failed {
+                    error: cause(error.into_error(), progress),
+                    unsent,
+                });
             }
             // A body on its way puts the deadline off: it is for the answer, which nobody can
             // expect before the last byte of the question.
@@ -96,7 +99,10 @@ async fn send(
                 read_before = progress.frames.get();
             }
             Err(_elapsed) => {
-                return Err(Failed { error: UpstreamError::ResponseTimeout(limit), unsent: None });
+                return Err(Failed {
+                    error: UpstreamError::ResponseTimeout(limit),
+                    unsent: None,
+                });
             }
         }
     }

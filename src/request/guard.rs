@@ -3,6 +3,9 @@
 //! hyper's own head timeout covers neither the first byte nor the answer that a slow client gets, so
 //! it is off and this stream keeps the time: 5 s to the first byte, 10 s for a head, 75 s between
 //! requests. Resetting a deadline is one store; the timer is armed again only when it fires early.
+//!
+//! Closing is done with care here, too: a refusal that was written while the client still sends would
+//! be lost in the reset of a plain close.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -22,6 +25,14 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// The longest request head; more is answered 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// How much of an unread body is thrown away so that its sender can read the refusal.
+const LINGER_BYTES: u64 = 256 * 1024;
+/// How long that may take.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a client reads that did not finish its head in time.
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +96,10 @@ impl ConnectionState {
     /// `Transfer-Encoding`. hyper drops the former before anybody can see it.
     pub(crate) fn head_has_content_length(&self) -> bool {
         let head = self.head.borrow();
-        let end = head.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(head.len());
+        let end = head
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .unwrap_or(head.len());
         let head = head.get(..end).unwrap_or_default();
         head.split(|byte| *byte == b'\n').skip(1).any(|line| {
             let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
@@ -115,17 +129,20 @@ pub(crate) struct Guard<S> {
     stream: S,
     state: Rc<ConnectionState>,
     timer: Option<Pin<Box<Sleep>>>,
+    lingered_bytes: u64,
+    has_shut_down: bool,
 }
 
 impl<S> Guard<S> {
     /// Puts a stream under the deadlines of `state`.
     pub(crate) fn new(stream: S, state: Rc<ConnectionState>) -> Self {
-        Self { stream, state, timer: None }
-    }
-
-    /// Returns the stream.
-    pub(crate) fn into_inner(self) -> S {
-        self.stream
+        Self {
+            stream,
+            state,
+            timer: None,
+            lingered_bytes: 0,
+            has_shut_down: false,
+        }
     }
 
     /// Waits for the deadline; ready when it has passed.
@@ -134,7 +151,9 @@ impl<S> Guard<S> {
             return Poll::Pending;
         }
         let deadline = self.state.deadline.get();
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         loop {
             // An armed timer that is too early fires, sees the later deadline, and is armed again.
             if timer.deadline() > deadline {
@@ -149,7 +168,38 @@ impl<S> Guard<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
+    /// Answers a client that is too slow, as far as that goes without waiting.
+    fn answer_too_slow(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.state.phase.get(), Phase::FirstByte | Phase::Head) {
+            // The client may be gone, and nobody waits for it: the connection ends either way.
+            drop(Pin::new(&mut self.stream).poll_write(cx, TOO_SLOW));
+        }
+    }
+
+    /// Throws away what the client still sends, until it has read the refusal and closes.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut rubbish = [0; 4096];
+        while self.lingered_bytes < LINGER_BYTES {
+            let mut buffer = ReadBuf::new(&mut rubbish);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingered_bytes += buffer.filled().len() as u64;
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    let timer = self
+                        .timer
+                        .get_or_insert_with(|| Box::pin(sleep_until(Instant::now())));
+                    return timer.as_mut().poll(cx);
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -161,19 +211,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         let before = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => {
-                self.state.received(buffer.filled().get(before..).unwrap_or_default());
+                self.state
+                    .received(buffer.filled().get(before..).unwrap_or_default());
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(error) => Poll::Ready(error),
             Poll::Pending => {
                 ready!(self.poll_deadline(cx));
+                self.answer_too_slow(cx);
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -205,6 +257,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if !self.has_shut_down {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.has_shut_down = true;
+            if self.state.linger.get() {
+                self.timer = Some(Box::pin(sleep_until(Instant::now() + LINGER_TIMEOUT)));
+            }
+        }
+        if self.state.linger.get() {
+            ready!(self.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }

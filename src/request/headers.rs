@@ -7,7 +7,6 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{HeaderMap, Version};
-use tidegate_engine::request::RequestFacts;
 
 use super::address::X_FORWARDED_FOR;
 
@@ -42,7 +41,13 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, UPGRADE] {
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        UPGRADE,
+    ] {
         headers.remove(name);
     }
     headers.remove(TRANSFER_ENCODING);
@@ -103,8 +108,11 @@ fn drop_underscored(headers: &mut HeaderMap) -> usize {
     if !headers.keys().any(|name| name.as_str().contains('_')) {
         return 0;
     }
-    let names: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    let names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .cloned()
+        .collect();
     for name in &names {
         headers.remove(name);
     }
@@ -144,7 +152,11 @@ pub(crate) fn append_via(headers: &mut HeaderMap, version: Version) {
 }
 
 /// Takes a trusted proxy's request id, or makes one from a random process part and a counter.
-pub(crate) fn request_id(headers: &HeaderMap, peer_is_trusted: bool, ids: &RequestIds) -> HeaderValue {
+pub(crate) fn request_id(
+    headers: &HeaderMap,
+    peer_is_trusted: bool,
+    ids: &RequestIds,
+) -> HeaderValue {
     if peer_is_trusted
         && let Some(id) = headers.get(X_REQUEST_ID)
         && id.len() <= REQUEST_ID_BYTES_MAX
@@ -159,12 +171,16 @@ pub(crate) fn request_id(headers: &HeaderMap, peer_is_trusted: bool, ids: &Reque
 /// Removes a `traceparent` that is not one (W3C Trace Context: `00-32 hex-16 hex-2 hex`), with its
 /// `tracestate`; passes a good one on untouched.
 pub(crate) fn check_trace(headers: &mut HeaderMap) {
-    let Some(parent) = headers.get(TRACEPARENT) else { return };
+    let Some(parent) = headers.get(TRACEPARENT) else {
+        return;
+    };
     let hex = |text: &[u8]| text.iter().all(u8::is_ascii_hexdigit);
     let mut parts = parent.as_bytes().split(|byte| *byte == b'-');
-    let good = [2, 32, 16, 2]
-        .iter()
-        .all(|length| parts.next().is_some_and(|part| part.len() == *length && hex(part)));
+    let good = [2, 32, 16, 2].iter().all(|length| {
+        parts
+            .next()
+            .is_some_and(|part| part.len() == *length && hex(part))
+    });
     if !good || headers.get_all(TRACEPARENT).iter().count() > 1 {
         headers.remove(TRACEPARENT);
         headers.remove(TRACESTATE);
@@ -183,7 +199,10 @@ pub(crate) struct RequestIds {
 impl RequestIds {
     /// Begins a series from a random number.
     pub(crate) fn new(random: u64) -> Self {
-        Self { prefix: random, next: std::cell::Cell::new(random.rotate_left(17)) }
+        Self {
+            prefix: random,
+            next: std::cell::Cell::new(random.rotate_left(17)),
+        }
     }
 
     fn next(&self) -> HeaderValue {
@@ -197,11 +216,6 @@ impl RequestIds {
     }
 }
 
-/// Returns the attribute facts' address as a header value.
-pub(crate) fn address_value(facts: &RequestFacts<'_>) -> HeaderValue {
-    HeaderValue::try_from(facts.address().to_string()).unwrap_or(HeaderValue::from_static("unknown"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,7 +223,10 @@ mod tests {
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                value.parse().unwrap(),
+            );
         }
         headers
     }
@@ -218,7 +235,11 @@ mod tests {
         let mut headers = headers(lines);
         let peer = HeaderValue::from_static("192.0.2.7");
         let request_id = HeaderValue::from_static("id");
-        let facts = ForwardedFacts { peer: &peer, peer_is_trusted, request_id: &request_id };
+        let facts = ForwardedFacts {
+            peer: &peer,
+            peer_is_trusted,
+            request_id: &request_id,
+        };
         prepare_request(&mut headers, &facts, Version::HTTP_11);
         headers
     }
@@ -265,7 +286,10 @@ mod tests {
         assert_eq!(line(&stranger, "x-forwarded-proto"), Some("http"));
         assert_eq!(line(&stranger, "x-forwarded-host"), Some("acme"));
         let trusted = prepared(&lines, true);
-        assert_eq!(line(&trusted, "x-forwarded-for"), Some("198.51.100.1, 192.0.2.7"));
+        assert_eq!(
+            line(&trusted, "x-forwarded-for"),
+            Some("198.51.100.1, 192.0.2.7")
+        );
         assert_eq!(line(&trusted, "x-forwarded-proto"), Some("https"));
         assert_eq!(line(&trusted, "x-forwarded-host"), Some("other"));
         assert_eq!(line(&trusted, "via"), Some("1.1 edge, 1.1 tidegate"));
@@ -273,7 +297,10 @@ mod tests {
 
     #[test]
     fn a_field_with_an_underscore_is_dropped() {
-        let out = prepared(&[("host", "acme"), ("x_forwarded_for", "198.51.100.1")], false);
+        let out = prepared(
+            &[("host", "acme"), ("x_forwarded_for", "198.51.100.1")],
+            false,
+        );
         assert_eq!(line(&out, "x_forwarded_for"), None);
     }
 
@@ -284,7 +311,10 @@ mod tests {
         assert_eq!(request_id(&given, true, &ids), "abc");
         assert_ne!(request_id(&given, false, &ids), "abc");
         assert_eq!(request_id(&given, false, &ids).len(), 32);
-        assert_ne!(request_id(&given, false, &ids), request_id(&given, false, &ids));
+        assert_ne!(
+            request_id(&given, false, &ids),
+            request_id(&given, false, &ids)
+        );
         let bad = headers(&[("x-request-id", "a b")]);
         assert_ne!(request_id(&bad, true, &ids), "a b");
     }

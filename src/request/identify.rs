@@ -74,13 +74,19 @@ pub(crate) struct Readable<'a> {
     pub(crate) path: &'a str,
 }
 
-const AMBIGUOUS: Invalid =
-    Invalid { status: 400, detail: "a field that identifies the client is given twice" };
+const AMBIGUOUS: Invalid = Invalid {
+    status: 400,
+    detail: "a field that identifies the client is given twice",
+};
 
 impl Identify {
     /// Reads these attributes.
     pub fn new(schema: Arc<Schema>, key: HashKey, readers: Vec<AttributeReader>) -> Self {
-        Self { schema, key, readers }
+        Self {
+            schema,
+            key,
+            readers,
+        }
     }
 
     /// Returns all attributes there are.
@@ -103,7 +109,9 @@ impl Identify {
             facts.set(AttributeId::USER_AGENT, agent);
         }
         for reader in &self.readers {
-            let Some(value) = reader.read(&request)? else { continue };
+            let Some(value) = reader.read(&request)? else {
+                continue;
+            };
             if reader.secret {
                 facts.set_secret(reader.id, value.as_bytes());
             } else {
@@ -117,7 +125,9 @@ impl Identify {
 impl AttributeReader {
     fn read<'a>(&self, request: &Readable<'a>) -> Result<Option<Cow<'a, str>>, Invalid> {
         for from in &self.from {
-            let Some(value) = from.read(request)? else { continue };
+            let Some(value) = from.read(request)? else {
+                continue;
+            };
             let value = match &self.pattern {
                 None => Some(value),
                 Some(pattern) => matched(pattern, value),
@@ -150,19 +160,27 @@ impl ValueFrom {
             Self::Cookie(name) => cookie(request.headers, name),
             Self::HostLabel(number) => Ok(host_label(request.host, *number).map(Cow::Borrowed)),
             Self::PathSegment(number) => {
-                let segments = request.path.split('/').filter(|segment| !segment.is_empty());
+                let segments = request
+                    .path
+                    .split('/')
+                    .filter(|segment| !segment.is_empty());
                 Ok(segments.take(*number).nth(number - 1).map(Cow::Borrowed))
             }
-            Self::JwtClaim { header: name, claim } => {
-                Ok(header(request.headers, name)?.and_then(|token| jwt_claim(&token, claim)).map(Cow::Owned))
-            }
+            Self::JwtClaim {
+                header: name,
+                claim,
+            } => Ok(header(request.headers, name)?
+                .and_then(|token| jwt_claim(&token, claim))
+                .map(Cow::Owned)),
         }
     }
 }
 
 /// Returns a header's value. The same value twice is one value; two values are refused.
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Cow<'a, str>>, Invalid> {
-    let Some(first) = headers.get(name) else { return Ok(None) };
+    let Some(first) = headers.get(name) else {
+        return Ok(None);
+    };
     // `get_all` walks a chain that a single value does not have.
     if headers.get_all(name).iter().any(|other| other != first) {
         return Err(AMBIGUOUS);
@@ -213,8 +231,10 @@ fn unescape_query(text: &str) -> Cow<'_, str> {
 /// Returns a cookie. Given twice with different values, it is refused.
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
     let mut found: Option<&'a [u8]> = None;
-    let pairs =
-        headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let pairs = headers
+        .get_all(COOKIE)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     for pair in pairs {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
         if halves.next().unwrap_or_default().trim_ascii() != name.as_bytes() {
@@ -234,7 +254,9 @@ fn host_label(host: &str, number: usize) -> Option<&str> {
     if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
         return None;
     }
-    host.split('.').nth(number.checked_sub(1)?).filter(|label| !label.is_empty())
+    host.split('.')
+        .nth(number.checked_sub(1)?)
+        .filter(|label| !label.is_empty())
 }
 
 /// Reads a claim of a JWT's payload without verifying anything: the claim says who the client
@@ -244,8 +266,11 @@ fn jwt_claim(token: &str, claim: &str) -> Option<String> {
     if token.len() > JWT_BYTES_MAX {
         return None;
     }
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?.trim_end_matches('=')).ok()?;
-    let claims: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&payload).ok()?;
+    let payload = URL_SAFE_NO_PAD
+        .decode(token.split('.').nth(1)?.trim_end_matches('='))
+        .ok()?;
+    let claims: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&payload).ok()?;
     match claims.get(claim)? {
         serde_json::Value::String(text) => Some(text.clone()),
         serde_json::Value::Number(number) => Some(number.to_string()),
@@ -260,19 +285,43 @@ mod tests {
     use tidegate_engine::attribute::{AttributeKind, AttributeSpec, Side};
 
     /// Reads attribute `app` from the given places of one request.
-    fn read(from: &[ValueFrom], lines: &[(&str, &str)], uri: &str, host: &str) -> Result<Option<String>, u16> {
+    fn read(
+        from: &[ValueFrom],
+        lines: &[(&str, &str)],
+        uri: &str,
+        host: &str,
+    ) -> Result<Option<String>, u16> {
         let mut schema = Schema::built_in();
         let name = Arc::from("app");
-        let spec = AttributeSpec { name, kind: AttributeKind::Text, side: Side::Who, secret: false };
+        let spec = AttributeSpec {
+            name,
+            kind: AttributeKind::Text,
+            side: Side::Who,
+            secret: false,
+        };
         let id = schema.add(spec).unwrap();
-        let reader = AttributeReader { id, from: from.to_vec(), pattern: None, secret: false };
+        let reader = AttributeReader {
+            id,
+            from: from.to_vec(),
+            pattern: None,
+            secret: false,
+        };
         let identify = Identify::new(Arc::new(schema), HashKey::from_seed(1), vec![reader]);
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                value.parse().unwrap(),
+            );
         }
         let uri: Uri = uri.parse().unwrap();
-        let request = Readable { headers: &headers, uri: &uri, method: "GET", host, path: uri.path() };
+        let request = Readable {
+            headers: &headers,
+            uri: &uri,
+            method: "GET",
+            host,
+            path: uri.path(),
+        };
         let facts = identify.facts("192.0.2.7".parse().unwrap(), request);
         facts
             .map(|facts| facts.value(id).map(str::to_owned))
@@ -285,37 +334,64 @@ mod tests {
 
     #[test]
     fn a_header_given_twice_is_one_value_or_refused() {
-        let twice = |a, b| read(&from_header(), &[("x-app-id", a), ("X-App-Id", b)], "/", "a");
+        let twice = |a, b| {
+            read(
+                &from_header(),
+                &[("x-app-id", a), ("X-App-Id", b)],
+                "/",
+                "a",
+            )
+        };
         assert_eq!(twice("acme", "acme"), Ok(Some("acme".into())));
         assert_eq!(twice("acme", "other"), Err(400));
     }
 
     #[test]
     fn a_name_with_an_underscore_is_another_header() {
-        assert_eq!(read(&from_header(), &[("x_app_id", "acme")], "/", "a"), Ok(None));
+        assert_eq!(
+            read(&from_header(), &[("x_app_id", "acme")], "/", "a"),
+            Ok(None)
+        );
     }
 
     #[test]
     fn white_space_around_a_value_does_not_count() {
-        assert_eq!(read(&from_header(), &[("x-app-id", "  acme\t")], "/", "a"), Ok(Some("acme".into())));
+        assert_eq!(
+            read(&from_header(), &[("x-app-id", "  acme\t")], "/", "a"),
+            Ok(Some("acme".into()))
+        );
     }
 
     #[test]
     fn an_empty_value_is_no_value_and_the_next_place_is_asked() {
         let mut from = from_header();
         from.push(ValueFrom::Query("app".into()));
-        assert_eq!(read(&from, &[("x-app-id", "")], "/?app=acme", "a"), Ok(Some("acme".into())));
-        assert_eq!(read(&from, &[("x-app-id", "b")], "/?app=acme", "a"), Ok(Some("b".into())));
+        assert_eq!(
+            read(&from, &[("x-app-id", "")], "/?app=acme", "a"),
+            Ok(Some("acme".into()))
+        );
+        assert_eq!(
+            read(&from, &[("x-app-id", "b")], "/?app=acme", "a"),
+            Ok(Some("b".into()))
+        );
     }
 
     #[test]
     fn escapes_in_a_query_do_not_make_another_client() {
         let from = [ValueFrom::Query("app".into())];
-        for uri in ["/?app=acme", "/?x=1&app=%61cme", "/?%61pp=acme", "/?app=acme&app=acme"] {
+        for uri in [
+            "/?app=acme",
+            "/?x=1&app=%61cme",
+            "/?%61pp=acme",
+            "/?app=acme&app=acme",
+        ] {
             assert_eq!(read(&from, &[], uri, "a"), Ok(Some("acme".into())), "{uri}");
         }
         assert_eq!(read(&from, &[], "/?app=acme&%61pp=other", "a"), Err(400));
-        assert_eq!(read(&from, &[], "/?app=a%2Bb+c%zz", "a"), Ok(Some("a+b c%zz".into())));
+        assert_eq!(
+            read(&from, &[], "/?app=a%2Bb+c%zz", "a"),
+            Ok(Some("a+b c%zz".into()))
+        );
     }
 
     #[test]
@@ -339,11 +415,23 @@ mod tests {
 
     #[test]
     fn a_claim_is_read_and_a_broken_token_has_none() {
-        let from = [ValueFrom::JwtClaim { header: http::header::AUTHORIZATION, claim: "org".into() }];
+        let from = [ValueFrom::JwtClaim {
+            header: http::header::AUTHORIZATION,
+            claim: "org".into(),
+        }];
         // {"org":"acme","n":7}
         let claim = |token: &str| read(&from, &[("authorization", token)], "/", "a");
-        assert_eq!(claim("Bearer e30.eyJvcmciOiJhY21lIiwibiI6N30.sig"), Ok(Some("acme".into())));
-        for broken in ["Bearer x", "Bearer a.b.c", "Bearer e30.e30.", "Bearer ..", "Bearer e30.!!.x"] {
+        assert_eq!(
+            claim("Bearer e30.eyJvcmciOiJhY21lIiwibiI6N30.sig"),
+            Ok(Some("acme".into()))
+        );
+        for broken in [
+            "Bearer x",
+            "Bearer a.b.c",
+            "Bearer e30.e30.",
+            "Bearer ..",
+            "Bearer e30.!!.x",
+        ] {
             assert_eq!(claim(broken), Ok(None), "{broken}");
         }
     }

@@ -15,16 +15,30 @@ pub struct InflightBoard {
 impl InflightBoard {
     /// Makes an empty board. The last column is for requests of no service.
     pub fn new(workers: usize, services: usize) -> Arc<Self> {
-        let row = || (0..=services).map(|_| (AtomicU64::new(0), AtomicU64::new(0))).collect();
-        Arc::new(Self { cells: (0..workers).map(|_| row()).collect() })
+        let row = || {
+            (0..=services)
+                .map(|_| (AtomicU64::new(0), AtomicU64::new(0)))
+                .collect()
+        };
+        Arc::new(Self {
+            cells: (0..workers).map(|_| row()).collect(),
+        })
     }
 
     /// Returns how many requests of a service are in flight, and when the oldest began.
     pub fn read(&self, service: usize) -> (u64, Option<Instant>) {
         let cells = || self.cells.iter().filter_map(|row| row.get(service));
-        let count = cells().map(|(count, _)| count.load(Ordering::Relaxed)).sum();
+        let count = cells()
+            .map(|(count, _)| count.load(Ordering::Relaxed))
+            .sum();
         let oldest = cells().map(|(_, oldest)| oldest.load(Ordering::Relaxed));
-        (count, oldest.filter(|nanos| *nanos > 0).min().map(Instant::from_nanos))
+        (
+            count,
+            oldest
+                .filter(|nanos| *nanos > 0)
+                .min()
+                .map(Instant::from_nanos),
+        )
     }
 }
 
@@ -65,14 +79,27 @@ impl Inflight {
     /// Begins empty.
     pub(crate) fn new(board: Arc<InflightBoard>, worker: usize) -> Self {
         let services = board.cells.get(worker).map_or(1, Vec::len);
-        Self { board, worker, nodes: Vec::new(), free: None, lists: vec![List::default(); services] }
+        Self {
+            board,
+            worker,
+            nodes: Vec::new(),
+            free: None,
+            lists: vec![List::default(); services],
+        }
     }
 
     /// Notes a request that begins. A service beyond the last counts as none.
     pub(crate) fn begin(&mut self, service: usize, now: Instant) -> Ticket {
         let at = service.min(self.lists.len() - 1);
-        let Some(list) = self.lists.get_mut(at) else { return Ticket { node: u32::MAX } };
-        let node = Node { began: now, list: at as u32, before: list.newest, after: None };
+        let Some(list) = self.lists.get_mut(at) else {
+            return Ticket { node: u32::MAX };
+        };
+        let node = Node {
+            began: now,
+            list: at as u32,
+            before: list.newest,
+            after: None,
+        };
         let place = match self.free {
             Some(free) => free,
             None => self.nodes.len() as u32,
@@ -99,12 +126,16 @@ impl Inflight {
     /// Notes that a request ended.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is given back once")]
     pub(crate) fn end(&mut self, ticket: Ticket) {
-        let Some(node) = self.nodes.get_mut(ticket.node as usize) else { return };
+        let Some(node) = self.nodes.get_mut(ticket.node as usize) else {
+            return;
+        };
         let (before, after) = (node.before, node.after);
         node.after = self.free;
         let at = node.list as usize;
         self.free = Some(ticket.node);
-        let Some(list) = self.lists.get_mut(at) else { return };
+        let Some(list) = self.lists.get_mut(at) else {
+            return;
+        };
         list.count = list.count.saturating_sub(1);
         if list.oldest == Some(ticket.node) {
             list.oldest = after;
@@ -127,11 +158,18 @@ impl Inflight {
 
     /// Publishes the state of all services.
     pub(crate) fn publish(&self) {
-        let Some(row) = self.board.cells.get(self.worker) else { return };
+        let Some(row) = self.board.cells.get(self.worker) else {
+            return;
+        };
         for (list, (count, oldest)) in self.lists.iter().zip(row) {
-            let node = list.oldest.and_then(|oldest| self.nodes.get(oldest as usize));
+            let node = list
+                .oldest
+                .and_then(|oldest| self.nodes.get(oldest as usize));
             count.store(list.count, Ordering::Relaxed);
-            oldest.store(node.map_or(0, |node| node.began.as_nanos()), Ordering::Relaxed);
+            oldest.store(
+                node.map_or(0, |node| node.began.as_nanos()),
+                Ordering::Relaxed,
+            );
         }
     }
 }

@@ -94,7 +94,11 @@ impl Observer {
         if !self.access_log.borrow().is_on() {
             return Vec::new();
         }
-        let mut line = self.lines.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024));
+        let mut line = self
+            .lines
+            .borrow_mut()
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(1024));
         line.extend_from_slice(b"{\"time\":\"");
         push_time(&mut line, self.clock.wall());
         line.extend_from_slice(b"\",\"request_id\":");
@@ -120,7 +124,9 @@ impl Observer {
             if matches!(id, AttributeId::METHOD | AttributeId::HOST) {
                 continue;
             }
-            let Some(value) = facts.value(id) else { continue };
+            let Some(value) = facts.value(id) else {
+                continue;
+            };
             line.extend_from_slice(b",");
             push_json(line, spec.name.as_bytes());
             line.push(b':');
@@ -184,9 +190,13 @@ impl Drop for Observation {
         if let Some(ticket) = self.ticket.take() {
             self.observer.inflight.borrow_mut().end(ticket);
         }
-        self.observer.metrics.finished(self.service, self.outcome, duration);
+        self.observer
+            .metrics
+            .finished(self.service, self.outcome, duration);
         if self.outcome == "forward" {
-            self.observer.vitals.finished(self.service, self.status >= 500, duration);
+            self.observer
+                .vitals
+                .finished(self.service, self.status >= 500, duration);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";
@@ -235,14 +245,19 @@ fn push_time(line: &mut Vec<u8>, wall: std::time::SystemTime) {
 fn push_json(line: &mut Vec<u8>, bytes: &[u8]) {
     let shown = bytes.get(..LOGGED_BYTES_MAX).unwrap_or(bytes);
     line.push(b'"');
-    if shown.iter().all(|byte| (0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\') {
+    if shown
+        .iter()
+        .all(|byte| (0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\')
+    {
         line.extend_from_slice(shown);
     } else {
         for character in String::from_utf8_lossy(shown).chars() {
             match character {
                 '"' => line.extend_from_slice(b"\\\""),
                 '\\' => line.extend_from_slice(b"\\\\"),
-                character if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') => {
+                character
+                    if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') =>
+                {
                     push_display(line, format_args!("\\u{:04x}", character as u32));
                 }
                 character => {

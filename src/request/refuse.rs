@@ -51,7 +51,10 @@ struct Problem<'a> {
 impl Refuse {
     /// Begins with nobody known as impatient.
     pub(crate) fn new(random: u64) -> Self {
-        Self { impatience: RefCell::new(Impatience::new()), random: Cell::new(random | 1) }
+        Self {
+            impatience: RefCell::new(Impatience::new()),
+            random: Cell::new(random | 1),
+        }
     }
 
     /// Answers a verdict that is a refusal. `instance` is who asked, for waits that grow.
@@ -68,9 +71,10 @@ impl Refuse {
                 (429, *retry_after)
             }
             Verdict::Block { status, .. } => (*status, BLOCKED_RETRY_AFTER),
-            Verdict::Forward | Verdict::Tarpit { .. } | Verdict::Drop { .. } => {
-                (403, BLOCKED_RETRY_AFTER)
-            }
+            Verdict::Forward
+            | Verdict::Allow { .. }
+            | Verdict::Tarpit { .. }
+            | Verdict::Drop { .. } => (403, BLOCKED_RETRY_AFTER),
         };
         let wait = self.impatience.borrow_mut().wait(instance, base, now);
         let problem = match verdict {
@@ -118,7 +122,9 @@ impl Refuse {
         request_id: &HeaderValue,
         observation: Observation,
     ) -> Response<ReplyBody> {
-        let reason = StatusCode::from_u16(invalid.status).ok().and_then(|s| s.canonical_reason());
+        let reason = StatusCode::from_u16(invalid.status)
+            .ok()
+            .and_then(|s| s.canonical_reason());
         Problem {
             status: invalid.status,
             kind: "about:blank",
@@ -159,10 +165,19 @@ impl Refuse {
     ) -> Response<ReplyBody> {
         let status = error.status();
         let (title, detail) = match status {
-            503 => ("Service Unavailable", "The service has no room for this request now."),
+            503 => (
+                "Service Unavailable",
+                "The service has no room for this request now.",
+            ),
             504 => ("Gateway Timeout", "The service did not answer in time."),
-            400 | 408 => ("Incomplete request", "The request's body did not arrive whole."),
-            _ => ("Bad Gateway", "The service could not be reached or gave no valid answer."),
+            400 | 408 => (
+                "Incomplete request",
+                "The request's body did not arrive whole.",
+            ),
+            _ => (
+                "Bad Gateway",
+                "The service could not be reached or gave no valid answer.",
+            ),
         };
         Problem {
             status,
@@ -199,20 +214,35 @@ impl Problem<'_> {
         observation.status = self.status;
         let body = ReplyBody::own(self.document(request_id), observation);
         let mut response = Response::new(body);
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::FORBIDDEN);
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::FORBIDDEN);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, PROBLEM_JSON);
         headers.insert(CACHE_CONTROL, NO_STORE);
         headers.insert(X_REQUEST_ID, request_id.clone());
-        insert(headers, PROXY_STATUS, format!("tidegate; error={}", self.proxy_error));
+        insert(
+            headers,
+            PROXY_STATUS,
+            format!("tidegate; error={}", self.proxy_error),
+        );
         if let Some(wait) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
         if let Some((limit, reset)) = self.limit {
-            let LimitHit { name, quota, window_s } = limit;
-            insert(headers, RATELIMIT_POLICY, format!("\"{name}\";q={quota};w={window_s}"));
-            insert(headers, RATELIMIT, format!("\"{name}\";r=0;t={}", whole_seconds(reset)));
+            let LimitHit {
+                name,
+                quota,
+                window_s,
+            } = limit;
+            insert(
+                headers,
+                RATELIMIT_POLICY,
+                format!("\"{name}\";q={quota};w={window_s}"),
+            );
+            insert(
+                headers,
+                RATELIMIT,
+                format!("\"{name}\";r=0;t={}", whole_seconds(reset)),
+            );
         }
         response
     }
@@ -229,7 +259,14 @@ impl Problem<'_> {
                 escape.into_iter().chain(std::iter::once(byte))
             })
             .collect();
-        let Self { status, kind, title, detail, code, .. } = self;
+        let Self {
+            status,
+            kind,
+            title,
+            detail,
+            code,
+            ..
+        } = self;
         Bytes::from(format!(
             "{{\"type\":\"{kind}\",\"title\":\"{title}\",\"status\":{status},\
              \"detail\":\"{detail}\",\"instance\":\"{id}\",\
@@ -268,19 +305,32 @@ const IMPATIENT_MAX: usize = 4096;
 
 impl Impatience {
     fn new() -> Self {
-        Self { places: vec![Place::default(); IMPATIENT_MAX] }
+        Self {
+            places: vec![Place::default(); IMPATIENT_MAX],
+        }
     }
 
     /// Returns how long `instance` is to wait: `base`, doubled for each time in a row that it came
     /// back too early, at most [`RETRY_AFTER_MAX`].
     fn wait(&mut self, instance: u64, base: Duration, now: Instant) -> Duration {
         let at = (instance as usize) % IMPATIENT_MAX;
-        let Some(place) = self.places.get_mut(at) else { return base };
+        let Some(place) = self.places.get_mut(at) else {
+            return base;
+        };
         if place.instance != instance {
-            *place = Place { instance, ..Place::default() };
+            *place = Place {
+                instance,
+                ..Place::default()
+            };
         }
-        place.doublings = if now < place.not_before { (place.doublings + 1).min(10) } else { 0 };
-        let wait = base.saturating_mul(1 << place.doublings).min(RETRY_AFTER_MAX);
+        place.doublings = if now < place.not_before {
+            (place.doublings + 1).min(10)
+        } else {
+            0
+        };
+        let wait = base
+            .saturating_mul(1 << place.doublings)
+            .min(RETRY_AFTER_MAX);
         place.not_before = now + wait;
         wait
     }
@@ -296,8 +346,14 @@ mod tests {
         let base = Duration::from_secs(2);
         let t0 = Instant::from_nanos(1_000_000_000_000);
         assert_eq!(impatience.wait(1, base, t0), base);
-        assert_eq!(impatience.wait(1, base, t0 + Duration::from_secs(1)), base * 2);
-        assert_eq!(impatience.wait(1, base, t0 + Duration::from_secs(1)), base * 4);
+        assert_eq!(
+            impatience.wait(1, base, t0 + Duration::from_secs(1)),
+            base * 2
+        );
+        assert_eq!(
+            impatience.wait(1, base, t0 + Duration::from_secs(1)),
+            base * 4
+        );
         assert_eq!(impatience.wait(2, base, t0), base);
         assert_eq!(impatience.wait(1, base, t0 + Duration::from_secs(60)), base);
     }
@@ -305,8 +361,9 @@ mod tests {
     #[test]
     fn the_wait_is_jittered_upwards_by_at_most_a_quarter() {
         let refuse = Refuse::new(7);
-        let waits: Vec<_> =
-            (0..100).map(|_| refuse.jittered(Duration::from_secs(8)).as_secs_f64()).collect();
+        let waits: Vec<_> = (0..100)
+            .map(|_| refuse.jittered(Duration::from_secs(8)).as_secs_f64())
+            .collect();
         assert!(waits.iter().all(|wait| (8.0..10.0).contains(wait)));
         assert!(waits.iter().any(|wait| *wait > 9.0) && waits.iter().any(|wait| *wait < 9.0));
     }

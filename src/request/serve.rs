@@ -1,6 +1,5 @@
 //! Serves one request: the whole way, in the order it happens.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tidegate_engine::attribute::AttributeId;
-use tidegate_engine::traffic::Recorder;
+use tidegate_engine::traffic::{Arrival, Recorder, Standing};
 use tidegate_engine::verdict::Verdict;
 
 use super::accept::Connection;
@@ -47,7 +46,7 @@ pub(crate) struct Worker {
     pub(crate) clock: Clock,
     pub(crate) identify: std::sync::Arc<Identify>,
     pub(crate) policy: PolicyReader,
-    pub(crate) recorder: RefCell<Recorder>,
+    pub(crate) recorder: Recorder,
     pub(crate) observer: Rc<Observer>,
     pub(crate) refuse: Refuse,
     pub(crate) request_ids: RequestIds,
@@ -85,16 +84,23 @@ impl Worker {
                 return Ok(self.make_room(request, response, &connection).await);
             }
         };
-        let Decided { verdict, upstream, instance, observation } = decided;
+        let Decided {
+            verdict,
+            upstream,
+            instance,
+            observation,
+        } = decided;
         match verdict {
-            Verdict::Forward => {
-                Ok(self.forward(request, upstream, &connection, &id, observation).await)
-            }
+            Verdict::Forward | Verdict::Allow { .. } => Ok(self
+                .forward(request, upstream, &connection, &id, observation)
+                .await),
             Verdict::Drop { .. } => Err(dropped(observation)),
             Verdict::Tarpit { .. } => Err(self.tarpit(observation).await),
             refusal => {
                 let now = self.clock.now();
-                let response = self.refuse.verdict(&refusal, instance, &id, observation, now);
+                let response = self
+                    .refuse
+                    .verdict(&refusal, instance, &id, observation, now);
                 Ok(self.make_room(request, response, &connection).await)
             }
         }
@@ -108,7 +114,10 @@ impl Worker {
         id: &HeaderValue,
     ) -> Result<Decided, (NoDecision, Observation)> {
         let began = self.clock.now();
-        let observe = |service| self.observer.begin(service, began, Rc::clone(&connection.state));
+        let observe = |service| {
+            self.observer
+                .begin(service, began, Rc::clone(&connection.state))
+        };
         let method = request.method().as_str();
         let (uri, headers) = (request.uri(), request.headers());
         let read = check_framing(headers, request.version(), || {
@@ -119,42 +128,78 @@ impl Worker {
             let mut observation = observe(usize::MAX);
             observation.outcome = "invalid";
             let path = uri.path();
-            let loggable = Loggable { request_id: id, method, host, path, facts: None };
+            let loggable = Loggable {
+                request_id: id,
+                method,
+                host,
+                path,
+                facts: None,
+            };
             observation.line = self.observer.line(&loggable);
             (NoDecision::Invalid(invalid), observation)
         };
         let target = read.map_err(|invalid| refuse(invalid, ""))?;
         let (host, path) = (&*target.host, &*target.path);
         let address = connection.trusted.client(connection.peer.ip(), headers);
-        let readable = Readable { headers, uri, method, host, path };
-        let mut facts =
-            self.identify.facts(address, readable).map_err(|invalid| refuse(invalid, host))?;
-        if connection.is_trusted && connection.trusted.contains(address) {
-            facts.mark_trusted_proxy();
-        }
+        let readable = Readable {
+            headers,
+            uri,
+            method,
+            host,
+            path,
+        };
         self.policy.read(|policy| {
+            let mut facts = self
+                .identify
+                .facts(address, readable)
+                .map_err(|invalid| refuse(invalid, host))?;
+            if connection.is_trusted && connection.trusted.contains(address) {
+                facts.mark_trusted_proxy();
+            }
             let route = policy.route(host, path);
-            let service = route.as_ref().map_or(usize::MAX, |route| route.service);
+            let service = route.map_or(usize::MAX, |route| route.index);
             if let Some(route) = &route {
-                facts.set(AttributeId::SERVICE, route.name.into());
-                facts.set(AttributeId::ROUTE, route.path.into());
+                facts.set(AttributeId::SERVICE, route.service.into());
+                if let Some(path) = route.path {
+                    facts.set(AttributeId::ROUTE, path.into());
+                }
             }
             let mut observation = observe(service);
-            let loggable = Loggable { request_id: id, method, host, path, facts: Some(&facts) };
+            let loggable = Loggable {
+                request_id: id,
+                method,
+                host,
+                path,
+                facts: Some(&facts),
+            };
             observation.line = self.observer.line(&loggable);
             if route.is_none() {
                 observation.outcome = "unmatched";
                 return Err((NoDecision::NoService, observation));
             }
-            self.recorder.borrow_mut().record(&facts, began);
             let verdict = policy.decide(&facts, began);
+            self.recorder.record(
+                &facts,
+                Arrival {
+                    standing: standing(&verdict),
+                },
+            );
             self.observer.metrics.decided(self.clock.now().since(began));
             observation.outcome = verdict.word();
             if let Some(cause) = verdict.cause() {
                 observation.log_cause(cause.as_str());
             }
-            let upstream = self.service_upstreams.get(service).copied().unwrap_or(usize::MAX);
-            Ok(Decided { verdict, upstream, instance: facts.instance(), observation })
+            let upstream = self
+                .service_upstreams
+                .get(service)
+                .copied()
+                .unwrap_or(usize::MAX);
+            Ok(Decided {
+                verdict,
+                upstream,
+                instance: facts.instance(),
+                observation,
+            })
         })
     }
 
@@ -170,22 +215,35 @@ impl Worker {
             return Refuse::unmatched(id, observation);
         };
         if !request.headers().contains_key(HOST)
-            && let Some(host) = upstream.spec.endpoints.first().and_then(|at| at.parse().ok())
+            && let Some(host) = upstream
+                .spec
+                .endpoints
+                .first()
+                .and_then(|at| at.parse().ok())
         {
             // Only HTTP/1.0 clients may leave it out; the upstream is asked in HTTP/1.1.
             request.headers_mut().insert(HOST, host);
         }
         prepare(&mut request, connection, id, &self.metrics);
-        let retries = || self.metrics.upstream_retries_total.with_label_values(&[&*upstream.spec.name]).inc();
+        let retries = || {
+            self.metrics
+                .upstream_retries_total
+                .with_label_values(&[&*upstream.spec.name])
+                .inc()
+        };
         match forward(upstream, request, id, observation, retries).await {
             Ok(response) => response,
             Err((error, mut observation)) => {
-                self.observer.metrics.upstream_failed(upstream.index, error.word());
+                self.observer
+                    .metrics
+                    .upstream_failed(upstream.index, error.word());
                 tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
                 observation.fault = error.word();
                 let mut response = self.refuse.upstream(&error, id, observation);
                 // Bytes of the request's body may still be under way.
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
                 response
             }
         }
@@ -204,16 +262,23 @@ impl Worker {
         }
         let expects_to_be_asked = request.headers().contains_key(http::header::EXPECT);
         let is_small = request.headers().contains_key(CONTENT_LENGTH)
-            && request.body().size_hint().exact().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
+            && request
+                .body()
+                .size_hint()
+                .exact()
+                .is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
         if is_small && !expects_to_be_asked {
             let mut body = request.into_body();
             let read = async { while let Some(Ok(_)) = body.frame().await {} };
-            if tokio::time::timeout(SMALL_BODY_TIMEOUT, read).await.is_ok() && body.is_end_stream() {
+            if tokio::time::timeout(SMALL_BODY_TIMEOUT, read).await.is_ok() && body.is_end_stream()
+            {
                 return response;
             }
         }
         connection.state.linger.set(true);
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
         response
     }
 
@@ -243,20 +308,40 @@ enum NoDecision {
     NoService,
 }
 
+/// Says how a request stands with the rules, for what may be learnt from it.
+fn standing(verdict: &Verdict) -> Standing {
+    match verdict {
+        Verdict::Forward => Standing::Passed,
+        Verdict::Allow { .. } => Standing::Exempt,
+        _ => Standing::Refused,
+    }
+}
+
 fn dropped(observation: Observation) -> Dropped {
     observation.complete();
     Dropped
 }
 
 /// Turns the client's request into the one for the upstream.
-fn prepare(request: &mut Request<Incoming>, connection: &Connection, id: &HeaderValue, metrics: &Metrics) {
+fn prepare(
+    request: &mut Request<Incoming>,
+    connection: &Connection,
+    id: &HeaderValue,
+    metrics: &Metrics,
+) {
     if request.uri().authority().is_some() {
         // The absolute form is for proxies that choose the destination by it; we do not.
-        let host = request.uri().authority().and_then(|host| host.as_str().parse().ok());
+        let host = request
+            .uri()
+            .authority()
+            .and_then(|host| host.as_str().parse().ok());
         if let Some(host) = host {
             request.headers_mut().insert(HOST, host);
         }
-        let origin = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let origin = request
+            .uri()
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
         if let Ok(uri) = origin.parse::<Uri>() {
             *request.uri_mut() = uri;
         }
@@ -285,4 +370,3 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-

@@ -55,7 +55,10 @@ impl<'a> Target<'a> {
             return Err(invalid(414, "the request target is longer than 8 KiB"));
         }
         let host = host(uri, version, headers)?;
-        Ok(Self { host, path: normal_path(path)? })
+        Ok(Self {
+            host,
+            path: normal_path(path)?,
+        })
     }
 }
 
@@ -68,9 +71,10 @@ fn host<'a>(
     let mut lines = headers.get_all(HOST).iter();
     let header = match (lines.next(), lines.next()) {
         (_, Some(_)) => return Err(invalid(400, "there is more than one Host header")),
-        (Some(line), None) => {
-            Some(line.to_str().map_err(|_| invalid(400, "the Host header is not text"))?)
-        }
+        (Some(line), None) => Some(
+            line.to_str()
+                .map_err(|_| invalid(400, "the Host header is not text"))?,
+        ),
         (None, None) => None,
     };
     let authority = uri.authority().map(http::uri::Authority::as_str);
@@ -105,11 +109,19 @@ fn host<'a>(
 /// one. Segments `.` and `..`, a backslash and an escaped NUL or control character are refused.
 fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
     let plain = !path.contains('%') && !path.contains("//");
-    let normal = if plain { Cow::Borrowed(path) } else { Cow::Owned(unescape(path)?) };
+    let normal = if plain {
+        Cow::Borrowed(path)
+    } else {
+        Cow::Owned(unescape(path)?)
+    };
     if normal.contains('\\') || normal.contains("%5C") || normal.contains("%5c") {
         return Err(invalid(400, "the path holds a backslash"));
     }
-    if normal.contains("/.") && normal.split('/').any(|segment| segment == "." || segment == "..") {
+    if normal.contains("/.")
+        && normal
+            .split('/')
+            .any(|segment| segment == "." || segment == "..")
+    {
         return Err(invalid(400, "the path holds a segment `.` or `..`"));
     }
     Ok(normal)
@@ -126,7 +138,9 @@ fn unescape(path: &str) -> Result<String, Invalid> {
             }
             continue;
         }
-        let (Some(high), Some(low)) = (bytes.next(), bytes.next()) else { return Err(bad) };
+        let (Some(high), Some(low)) = (bytes.next(), bytes.next()) else {
+            return Err(bad);
+        };
         let (Some(high_value), Some(low_value)) =
             (char::from(high).to_digit(16), char::from(low).to_digit(16))
         else {
@@ -152,8 +166,9 @@ fn unescape(path: &str) -> Result<String, Invalid> {
 
 /// Writes a byte above ASCII as an escape: visible and distinct, without guessing a character set.
 fn push_byte(normal: &mut String, byte: u8) {
-    const HEX: [char; 16] =
-        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    const HEX: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
+    ];
     if byte.is_ascii() {
         normal.push(char::from(byte));
         return;
@@ -173,18 +188,27 @@ pub(crate) fn check_framing(
             return Err(invalid(400, "Transfer-Encoding is not part of HTTP/1.0"));
         }
         if headers.contains_key(CONTENT_LENGTH) || head_has_content_length() {
-            return Err(invalid(400, "Content-Length and Transfer-Encoding are both given"));
+            return Err(invalid(
+                400,
+                "Content-Length and Transfer-Encoding are both given",
+            ));
         }
     }
     if let Some(expect) = headers.get(http::header::EXPECT)
         && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
     {
-        return Err(invalid(417, "the only expectation that is met is 100-continue"));
+        return Err(invalid(
+            417,
+            "the only expectation that is met is 100-continue",
+        ));
     }
     if let Some(upgrade) = headers.get(http::header::UPGRADE)
         && upgrade.as_bytes().eq_ignore_ascii_case(b"websocket")
     {
-        return Err(invalid(501, "WebSocket connections are not served here yet"));
+        return Err(invalid(
+            501,
+            "WebSocket connections are not served here yet",
+        ));
     }
     Ok(())
 }
@@ -194,7 +218,9 @@ mod tests {
     use super::*;
 
     fn path(path: &str) -> Result<String, u16> {
-        normal_path(path).map(Cow::into_owned).map_err(|invalid| invalid.status)
+        normal_path(path)
+            .map(Cow::into_owned)
+            .map_err(|invalid| invalid.status)
     }
 
     #[test]
@@ -209,8 +235,17 @@ mod tests {
 
     #[test]
     fn ways_up_and_control_characters_are_refused() {
-        for bad in ["/a/../b", "/a/%2e%2E/b", "/a/.", "/%00", "/a\\b", "/a%5cb", "/%0d%0a", "/%zz", "/%1"]
-        {
+        for bad in [
+            "/a/../b",
+            "/a/%2e%2E/b",
+            "/a/.",
+            "/%00",
+            "/a\\b",
+            "/a%5cb",
+            "/%0d%0a",
+            "/%zz",
+            "/%1",
+        ] {
             assert_eq!(path(bad), Err(400), "{bad}");
         }
         assert_eq!(path("/.well-known/x..y"), Ok("/.well-known/x..y".into()));
@@ -229,9 +264,18 @@ mod tests {
 
     #[test]
     fn the_host_is_one_and_in_lower_case_without_port() {
-        assert_eq!(target("/", &["ACME.Example.com:8443"]), Ok("acme.example.com".into()));
-        assert_eq!(target("/", &["acme.example.com."]), Ok("acme.example.com".into()));
-        assert_eq!(target("/", &["[2001:db8::1]:80"]), Ok("[2001:db8::1]".into()));
+        assert_eq!(
+            target("/", &["ACME.Example.com:8443"]),
+            Ok("acme.example.com".into())
+        );
+        assert_eq!(
+            target("/", &["acme.example.com."]),
+            Ok("acme.example.com".into())
+        );
+        assert_eq!(
+            target("/", &["[2001:db8::1]:80"]),
+            Ok("[2001:db8::1]".into())
+        );
         assert_eq!(target("/", &["a", "b"]), Err(400));
         assert_eq!(target("/", &[]), Err(400));
         assert_eq!(target("/", &["a b"]), Err(400));
@@ -240,7 +284,13 @@ mod tests {
 
     #[test]
     fn an_absolute_target_must_agree_with_the_host_header() {
-        assert_eq!(target("http://acme.example.com/x", &["acme.example.com"]), Ok("acme.example.com".into()));
-        assert_eq!(target("http://evil.example.com/x", &["acme.example.com"]), Err(400));
+        assert_eq!(
+            target("http://acme.example.com/x", &["acme.example.com"]),
+            Ok("acme.example.com".into())
+        );
+        assert_eq!(
+            target("http://evil.example.com/x", &["acme.example.com"]),
+            Err(400)
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! One worker: a thread with a runtime, listeners, connections and counters of its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -90,7 +90,11 @@ pub fn listen(address: SocketAddr, is_first: bool) -> io::Result<StdListener> {
 }
 
 fn bind(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;
     socket.bind(&address.into())?;
@@ -103,7 +107,9 @@ fn bind(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
 ///
 /// The runtime or a listener cannot be set up.
 pub fn run(parts: WorkerParts) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = LocalSet::new();
     runtime.block_on(local.run_until(work(parts)))
 }
@@ -111,10 +117,16 @@ pub fn run(parts: WorkerParts) -> io::Result<()> {
 async fn work(parts: WorkerParts) -> io::Result<()> {
     let mut listeners = Vec::new();
     for (listener, trusted) in parts.listeners {
-        listeners.push((TcpListener::from_std(listener)?, Arc::new(TrustedProxies::new(trusted))));
+        listeners.push((
+            TcpListener::from_std(listener)?,
+            Arc::new(TrustedProxies::new(trusted)),
+        ));
     }
-    let upstream_names: Vec<Arc<str>> =
-        parts.upstreams.iter().map(|spec| Arc::clone(&spec.name)).collect();
+    let upstream_names: Vec<Arc<str>> = parts
+        .upstreams
+        .iter()
+        .map(|spec| Arc::clone(&spec.name))
+        .collect();
     let metrics = Arc::clone(&parts.metrics);
     let observer = Rc::new(Observer::new(
         parts.clock,
@@ -126,15 +138,21 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
     ));
     // Only the workers' senders may be left, or the writer would wait for ever for this one.
     drop(parts.access_log);
-    let upstreams = parts.upstreams.into_iter().enumerate().map(|(index, spec)| {
-        let open = metrics.upstream_connections.with_label_values(&[&*spec.name]);
-        Upstream::new(spec, index, open)
-    });
+    let upstreams = parts
+        .upstreams
+        .into_iter()
+        .enumerate()
+        .map(|(index, spec)| {
+            let open = metrics
+                .upstream_connections
+                .with_label_values(&[&*spec.name]);
+            Upstream::new(spec, index, open)
+        });
     let worker = Rc::new(Worker {
         clock: parts.clock,
         identify: parts.identify,
         policy: parts.policy,
-        recorder: RefCell::new(parts.recorder),
+        recorder: parts.recorder,
         observer,
         refuse: Refuse::new(parts.random),
         request_ids: RequestIds::new(parts.random),
@@ -180,7 +198,11 @@ async fn keep_house(
         }
         if Instant::now() >= deadline {
             let requests = worker.observer.inflight.borrow().count();
-            tracing::warn!(connections = open.count(), requests, "the drain ran out of time");
+            tracing::warn!(
+                connections = open.count(),
+                requests,
+                "the drain ran out of time"
+            );
             return;
         }
     }

@@ -62,9 +62,14 @@ pub(crate) struct Lease {
 impl Lease {
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
-        let Self { sender, upstream, .. } = self;
+        let Self {
+            sender, upstream, ..
+        } = self;
         if !sender.is_closed() {
-            upstream.idle.borrow_mut().push_back(Idle { sender, since: Instant::now() });
+            upstream.idle.borrow_mut().push_back(Idle {
+                sender,
+                since: Instant::now(),
+            });
         }
     }
 }
@@ -139,7 +144,12 @@ impl Upstream {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
-        Ok(Lease { sender, is_reused: false, upstream: Rc::clone(self), _place: place })
+        Ok(Lease {
+            sender,
+            is_reused: false,
+            upstream: Rc::clone(self),
+            _place: place,
+        })
     }
 
     /// Closes connections that were not used for a while. Called ten times a second.
