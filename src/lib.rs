@@ -9,5 +9,6 @@ pub mod clock;
 pub mod handover;
 pub mod metrics;
 pub mod request;
+pub mod state;
 pub mod upstream;
 pub mod vitals;

@@ -29,6 +29,15 @@ impl HashKey {
         Self(RandomState::with_seeds(mix(1), mix(2), mix(3), mix(4)))
     }
 
+    /// Makes a key from 32 secret bytes.
+    pub fn from_key(bytes: &[u8; 32]) -> Self {
+        let word = |at: usize| {
+            let eight = bytes.iter().skip(at * 8).take(8);
+            eight.fold(0_u64, |word, byte| (word << 8) | u64::from(*byte))
+        };
+        Self(RandomState::with_seeds(word(0), word(1), word(2), word(3)))
+    }
+
     /// Hashes a value; never 0, which stands for an absent one.
     pub fn hash(&self, value: &[u8]) -> u64 {
         self.0.hash_one(value).max(1)

@@ -1,0 +1,103 @@
+//! Tells from how requests ended whether a service's upstream suffers.
+
+use std::collections::VecDeque;
+
+use crate::vitals::VitalSigns;
+
+/// Ticks in the window that is judged: 10 × 100 ms = 1 s.
+const WINDOW_TICKS: usize = 10;
+/// Fewer answers than this in the window say nothing.
+const ANSWERS_MIN: u64 = 20;
+/// The share of failed answers above which a service suffers.
+const FAILED_RATIO_MAX: f64 = 0.05;
+/// How many times slower than usual a suffering service is.
+const SLOWDOWN: f64 = 3.0;
+/// A mean duration below this is no suffering, however fast the service usually is.
+const DURATION_FLOOR_US: f64 = 50_000.0;
+/// The weight of one tick in what is usual: about a minute is remembered.
+const USUAL_WEIGHT: f64 = 1.0 / 600.0;
+
+/// Watches all services.
+#[derive(Debug)]
+pub(super) struct StressWatch {
+    services: Vec<ServiceWatch>,
+}
+
+#[derive(Debug, Default)]
+struct ServiceWatch {
+    window: VecDeque<VitalSigns>,
+    /// The usual mean duration, in microseconds; learnt while the service does not suffer.
+    usual_us: Option<f64>,
+}
+
+impl StressWatch {
+    /// Begins knowing nothing.
+    pub(super) fn new(services: usize) -> Self {
+        Self { services: (0..services).map(|_| ServiceWatch::default()).collect() }
+    }
+
+    /// Takes the counts of this tick and says, per service, whether it suffers.
+    pub(super) fn tick(&mut self, signs: &[VitalSigns]) -> Vec<bool> {
+        self.services.iter_mut().zip(signs).map(|(watch, signs)| watch.tick(*signs)).collect()
+    }
+}
+
+impl ServiceWatch {
+    fn tick(&mut self, signs: VitalSigns) -> bool {
+        self.window.push_back(signs);
+        if self.window.len() > WINDOW_TICKS + 1 {
+            self.window.pop_front();
+        }
+        let Some(before) = self.window.front() else { return false };
+        let finished = signs.finished - before.finished;
+        if finished < ANSWERS_MIN {
+            return false;
+        }
+        let failed_ratio = (signs.failed - before.failed) as f64 / finished as f64;
+        let mean_us = (signs.duration_us - before.duration_us) as f64 / finished as f64;
+        let usual_us = *self.usual_us.get_or_insert(mean_us);
+        let is_slow = mean_us > DURATION_FLOOR_US && mean_us > SLOWDOWN * usual_us;
+        let suffers = failed_ratio > FAILED_RATIO_MAX || is_slow;
+        if !suffers {
+            self.usual_us = Some(usual_us + USUAL_WEIGHT * (mean_us - usual_us));
+        }
+        suffers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs ticks of 100 answers each, with this many failures and this mean duration.
+    fn run(watch: &mut StressWatch, total: &mut VitalSigns, ticks: usize, failed: u64, mean_us: u64) -> bool {
+        let mut suffers = false;
+        for _ in 0..ticks {
+            total.finished += 100;
+            total.failed += failed;
+            total.duration_us += 100 * mean_us;
+            suffers = watch.tick(&[*total])[0];
+        }
+        suffers
+    }
+
+    #[test]
+    fn a_service_suffers_when_it_fails_or_slows_down_and_not_otherwise() {
+        let mut watch = StressWatch::new(1);
+        let mut total = VitalSigns::default();
+        assert!(!run(&mut watch, &mut total, 100, 0, 20_000));
+        assert!(run(&mut watch, &mut total, 20, 10, 20_000), "10 % fail");
+        assert!(!run(&mut watch, &mut total, 20, 0, 20_000));
+        assert!(run(&mut watch, &mut total, 20, 0, 200_000), "ten times slower");
+        assert!(run(&mut watch, &mut total, 2000, 0, 200_000), "and this is never learnt as usual");
+        assert!(!run(&mut watch, &mut total, 20, 0, 30_000), "half as slow again is no suffering");
+    }
+
+    #[test]
+    fn a_few_answers_say_nothing() {
+        let mut watch = StressWatch::new(1);
+        let one = VitalSigns { finished: 5, failed: 5, duration_us: 0 };
+        watch.tick(&[VitalSigns::default()]);
+        assert_eq!(watch.tick(&[one]), [false]);
+    }
+}
