@@ -6,11 +6,16 @@
 //! any other.
 
 pub mod attribute;
+pub mod problem;
+pub mod reader;
 pub mod request;
 pub mod rules;
+pub mod rules_file;
 pub mod service;
 pub mod source;
 pub mod time;
 pub mod traffic;
 pub mod units;
 pub mod verdict;
+pub mod version;
+pub mod yaml;
