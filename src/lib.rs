@@ -1,14 +1,17 @@
 //! The proxy around the engine: sockets, HTTP, files, time, metrics.
 //!
 //! Two ways lead through it. A request goes through [`request`], reads one policy and waits for
-//! nothing but its upstream; everything else happens in [`control`], which publishes policies, and
-//! [`admin`], which shows what goes on. They meet in [`handover`] and in the traffic counters.
+//! nothing but its upstream; everything else happens in the control side, which publishes policies
+//! and shows what goes on. They meet in [`handover`] and in the traffic counters.
 
 pub mod access_log;
+pub mod check;
 pub mod clock;
 pub mod handover;
 pub mod metrics;
 pub mod request;
+pub mod rules_folder;
+pub mod settings;
 pub mod state;
 pub mod upstream;
 pub mod vitals;

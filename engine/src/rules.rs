@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use regex::Regex;
 
-use crate::attribute::AttributeId;
+use crate::attribute::{AttributeId, Schema};
+use crate::problem::{Place, Problems};
+use crate::rules_file::{RulesFile, Vocabulary};
 use crate::source::Source;
 use crate::traffic::Familiar;
 use crate::units::Rate;
@@ -83,7 +85,7 @@ pub enum Condition {
     /// Exactly this text.
     Is(Arc<str>),
     /// Any of these.
-    AnyOf(Vec<Condition>),
+    AnyOf(Vec<Self>),
     /// Begins with this text.
     Prefix(Arc<str>),
     /// The regex finds a match.
@@ -91,7 +93,7 @@ pub enum Condition {
     /// Has a value, or has none.
     Present(bool),
     /// The condition does not hold.
-    Not(Box<Condition>),
+    Not(Box<Self>),
     /// A version within a range, or exactly a version.
     Version(VersionCondition),
     /// An address within a network.
@@ -188,11 +190,26 @@ pub struct Rules {
     pub tests: Vec<RuleTest>,
 }
 
+impl Rules {
+    /// Reads one rules file that stands alone. A `ttl` counts from `now`, the moment when the file
+    /// is loaded. For the files of a folder, which share their names, see [`RulesFile::join`].
+    pub fn parse(
+        path: &str,
+        text: &str,
+        schema: &Schema,
+        now: SystemTime,
+    ) -> Result<Self, Problems> {
+        let mut vocabulary = Vocabulary::of_schema(schema.clone());
+        let file = RulesFile::parse(path, text, &mut vocabulary, now)?;
+        RulesFile::join(vec![file])
+    }
+}
+
 /// A test in a rules file: what is given, and what must come out.
 #[derive(Clone, Debug)]
 pub struct RuleTest {
-    /// `path:line:column` of the test.
-    pub place: String,
+    /// Where the test stands.
+    pub place: Place,
     /// The client's address; 192.0.2.1 where the test gives none.
     pub address: IpAddr,
     /// Attribute values.
@@ -204,4 +221,4 @@ pub struct RuleTest {
 }
 
 /// How long detected rules live at first.
-pub const DETECTED_TTL: Duration = Duration::from_secs(60);
+pub const DETECTED_TTL: Duration = Duration::from_mins(1);
