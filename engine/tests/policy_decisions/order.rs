@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tidegate_engine::attribute::AttributeId;
-use tidegate_engine::policy::Policy;
+use tidegate_engine::policy::{LimitInForce, Policy, RuleInForce};
 use tidegate_engine::rules::{Action, LimitRule, Mode, Origin, Rule, When};
+use tidegate_engine::units::Rate;
 use tidegate_engine::verdict::{LimitHit, Name, Verdict};
 
 use crate::world::{World, at, block, limit, per_second, rule, shadow, throttle};
@@ -22,7 +23,7 @@ fn cause(policy: &Policy, world: &World) -> String {
     let verdict = policy.decide(&world.request(ADDRESS, ACME), at(0.0));
     verdict
         .cause()
-        .map_or_else(|| "nobody".to_owned(), |name| name.to_string())
+        .map_or_else(|| "nobody".to_owned(), ToString::to_string)
 }
 
 #[test]
@@ -45,7 +46,7 @@ fn an_allow_rule_ends_the_decision() {
         policy.limits().all(|limit| limit.keys() == 0),
         "no limit is spent"
     );
-    let matched: Vec<u64> = policy.rules().map(|rule| rule.matches()).collect();
+    let matched: Vec<u64> = policy.rules().map(RuleInForce::matches).collect();
     assert_eq!(matched, [5, 0, 0, 0], "no later rule is asked");
     assert_eq!(
         word(&everything(vec![]), &world, 0.0),
@@ -165,7 +166,7 @@ fn a_request_that_is_refused_costs_a_shadow_limit_nothing() {
             policy.explain(&world.request(ADDRESS, ACME), at(0.0));
             let _either = word(&policy, &world, 0.0);
         }
-        let refused: u64 = policy.limits().map(|limit| limit.shadow_refusals()).sum();
+        let refused: u64 = policy.limits().map(LimitInForce::shadow_refusals).sum();
         assert_eq!(
             refused, 0,
             "one was forwarded, so one of the two tokens is left"
@@ -219,7 +220,7 @@ fn a_request_refused_by_a_limit_spends_no_token_of_a_throttle() {
 fn a_limit_says_what_it_is_and_when_to_come_back() {
     let world = World::new();
     let ten_a_minute = LimitRule {
-        rate: tidegate_engine::units::Rate::new(10, Duration::from_mins(1)).unwrap(),
+        rate: Rate::new(10, Duration::from_mins(1)).unwrap(),
         ..limit("login", 3)
     };
     let policy = world.policy(vec![], vec![ten_a_minute]);
@@ -385,10 +386,7 @@ fn an_explanation_agrees_with_the_decision_and_leaves_no_trace() {
         assert_eq!(policy.decide(&facts, at(0.0)), explained.verdict);
     }
     assert_eq!(
-        policy
-            .rules()
-            .map(|rule| rule.shadow_matches())
-            .sum::<u64>(),
+        policy.rules().map(RuleInForce::shadow_matches).sum::<u64>(),
         5
     );
     let explained = policy.explain(&facts, at(0.0));

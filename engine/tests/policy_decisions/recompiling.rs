@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate_engine::attribute::AttributeId;
-use tidegate_engine::policy::Policy;
+use tidegate_engine::policy::{LimitInForce, Policy};
 use tidegate_engine::rules::{Action, LimitRule, Mode, Rule};
 
 use crate::world::{WALL, World, at, block, limit, per_second, rule, throttle};
@@ -21,7 +21,7 @@ fn after_replacing(new: LimitRule) -> &'static str {
     assert_eq!(word(&policy, &world, 0.0), "limit");
     let policy = world.recompile(vec![], vec![new], Some(&policy), at(0.5));
     assert_eq!(
-        policy.limits().next().unwrap().refusals(),
+        policy.limits().map(LimitInForce::refusals).sum::<u64>(),
         1,
         "counters are kept"
     );
@@ -113,7 +113,7 @@ fn a_rule_whose_time_is_over_is_left_out() {
 fn a_rule_ends_on_time_without_a_recompile() {
     let world = World::new();
     let block = Rule {
-        until: Some(WALL + Duration::from_secs(60)),
+        until: Some(WALL + Duration::from_mins(1)),
         ..rule("block", block(), world.acme())
     };
     let policy = world.recompile(vec![block], vec![], None, at(10.0));
