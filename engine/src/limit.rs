@@ -150,6 +150,18 @@ impl Limiter {
         answer
     }
 
+    /// Takes a token even where there is none: the bucket goes into debt, by one burst at most.
+    /// Others are admitted again once it is paid.
+    pub fn draw(&self, key: u64, now: Instant) {
+        if self.visit(key, now, Purpose::Spend).is_err() {
+            let (interval, window) = (self.interval_nanos(), self.window_nanos());
+            let deepest = now.as_nanos().saturating_add(window.saturating_mul(2));
+            self.buckets.adjust(key, |full_at| {
+                full_at.saturating_add(interval).min(deepest).max(full_at)
+            });
+        }
+    }
+
     /// Returns how many requests would be admitted at once.
     pub fn remaining(&self, key: u64, now: Instant) -> u32 {
         let until_full = self
@@ -285,6 +297,25 @@ mod tests {
         let quiet_for = Duration::from_secs(1);
         let last = Instant::ZERO + Duration::from_millis(99_900);
         assert_eq!(metered.meter(7, last + quiet_for), Ok(()));
+    }
+
+    #[test]
+    fn what_is_drawn_is_paid_before_others_are_admitted() {
+        let limiter = per_second(1, 2);
+        let now = Instant::from_secs_f64(5.0);
+        for _ in 0..3 {
+            limiter.draw(7, now);
+        }
+        let wait = |seconds| Err(RetryAfter(Duration::from_secs(seconds)));
+        assert_eq!(
+            limiter.peek(7, now),
+            wait(2),
+            "one in debt, and one to spend"
+        );
+        for _ in 0..100 {
+            limiter.draw(7, now);
+        }
+        assert_eq!(limiter.peek(7, now), wait(3), "debt is bounded by a burst");
     }
 
     #[test]

@@ -119,12 +119,12 @@ impl<'p> Charges<'p> {
             }
         }
         for charge in self.iter() {
-            // A shadow bucket or a throttle that is just empty refuses nobody who is admitted.
-            let _nobody_is_refused = match charge.kind {
-                ChargeKind::Enforced(_) => Ok(()),
-                ChargeKind::Shadow => charge.limiter.spend(charge.key, now),
-                ChargeKind::Drawn => charge.limiter.meter(charge.key, now),
-            };
+            match charge.kind {
+                ChargeKind::Enforced(_) => {}
+                ChargeKind::Drawn => charge.limiter.draw(charge.key, now),
+                // Who was admitted stays so, even if another worker was faster at this one.
+                ChargeKind::Shadow => drop(charge.limiter.spend(charge.key, now)),
+            }
         }
         Ok(())
     }

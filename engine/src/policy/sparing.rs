@@ -115,3 +115,6 @@ pub(super) fn carry(
         _ => Arc::new(make(spec)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! What one decision costs: `cargo bench -p tidegate-engine --bench decide`.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use divan::{Bencher, black_box};
+use tidegate_engine::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
+use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::request::{HashKey, RequestFacts};
+use tidegate_engine::rules::{Action, Condition, LimitRule, Mode, Origin, Rule, When};
+use tidegate_engine::source::Source;
+use tidegate_engine::time::Instant;
+use tidegate_engine::units::Rate;
+use tidegate_engine::verdict::Name;
+
+/// Live keys of both limits: each has as many buckets.
+const LIVE_KEYS: u32 = 1_000_000;
+
+/// The operator's attributes, which make 12 with those that every request has.
+const OWN: [&str; 5] = ["sdk", "sdk_version", "app", "tenant", "platform"];
+
+fn main() {
+    divan::main();
+}
+
+fn schema() -> Schema {
+    let mut schema = Schema::built_in();
+    for name in OWN {
+        let spec = AttributeSpec {
+            name: name.into(),
+            kind: AttributeKind::Text,
+            side: Side::Who,
+            secret: false,
+        };
+        schema.add(spec).expect("the names differ");
+    }
+    schema
+}
+
+fn policy(rules: u32, keys_max: u32) -> Policy {
+    Policy::compile(
+        parts(rules, keys_max),
+        None,
+        Instant::ZERO,
+        SystemTime::UNIX_EPOCH,
+    )
+}
+
+/// Rules that block one app in one version each, and two limits per address and per instance.
+fn parts(rules: u32, keys_max: u32) -> PolicyParts {
+    let schema = schema();
+    let id = |name| schema.id(name).expect("an attribute of the schema");
+    let rule = |number: u32| Rule {
+        name: Name::new(&format!("rule-{number}")),
+        when: When {
+            conditions: vec![
+                (id("sdk"), Condition::Is("chat-android".into())),
+                (id("sdk_version"), Condition::Is("3.2.1".into())),
+                (id("app"), Condition::Is(format!("bad-{number}").into())),
+            ],
+        },
+        when_text: Source::everybody(),
+        action: Action::Block { status: 403 },
+        mode: Mode::Enforce,
+        percent: 100,
+        until: None,
+        reason: None,
+        origin: Origin::File,
+        sparing: None,
+    };
+    let limit = |name, key| LimitRule {
+        name: Name::new(name),
+        key: vec![key],
+        rate: Rate::new(1000, Duration::from_secs(1)).expect("not zero"),
+        burst: 1000,
+        keys_max: keys_max as usize,
+        services: Vec::new(),
+        when: When::default(),
+        mode: Mode::Enforce,
+    };
+    PolicyParts {
+        rules: (0..rules).map(rule).collect(),
+        limits: vec![
+            limit("per-address", AttributeId::IP),
+            limit("per-instance", AttributeId::INSTANCE),
+        ],
+        services: Arc::from([]),
+        generation: 1,
+        schema: Arc::new(schema),
+    }
+}
+
+/// The request of one device, with 12 attributes.
+fn request<'a>(
+    key: &'a HashKey,
+    ids: &[AttributeId],
+    device: u32,
+    app: &'a str,
+) -> RequestFacts<'a> {
+    let mut facts = RequestFacts::new(key, IpAddr::V4(Ipv4Addr::from_bits(device)));
+    let values = ["chat-android", "3.2.1", app, "acme", "android"];
+    for (id, value) in ids.iter().zip(values) {
+        facts.set(*id, Cow::Borrowed(value));
+    }
+    facts.set(AttributeId::INSTANCE, Cow::Owned(device.to_string()));
+    facts.set(AttributeId::USER_AGENT, Cow::Borrowed("okhttp/4.9.3"));
+    facts.set(AttributeId::SERVICE, Cow::Borrowed("chat"));
+    facts.set(AttributeId::METHOD, Cow::Borrowed("GET"));
+    facts.set(AttributeId::ROUTE, Cow::Borrowed("/v1/chat/"));
+    facts
+}
+
+/// Decides about `keys` devices in random order; each bucket has room.
+fn decide(bencher: Bencher<'_, '_>, rules: u32, keys: u32, app: &str) {
+    let policy = policy(rules, 2 * keys);
+    let key = HashKey::from_seed(1);
+    let ids: Vec<_> = OWN
+        .iter()
+        .filter_map(|name| policy.schema().id(name))
+        .collect();
+    let now = Instant::from_secs_f64(1.0);
+    for device in 0..keys {
+        let _warm = policy.decide(&request(&key, &ids, device, "good"), now);
+    }
+    let mut number = 0_u32;
+    let mut now = now;
+    bencher
+        .with_inputs(|| {
+            number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            now = now + Duration::from_micros(10);
+            (request(&key, &ids, (number >> 8) % keys, app), now)
+        })
+        .bench_local_refs(|(facts, now)| black_box(policy.decide(facts, *now)));
+}
+
+/// Forwarded: two buckets looked at and spent.
+#[divan::bench(args = [0, 10, 10_000], sample_count = 1000, sample_size = 100)]
+fn forward_under_two_limits_with_a_million_keys(bencher: Bencher<'_, '_>, rules: u32) {
+    decide(bencher, rules, LIVE_KEYS, "good");
+}
+
+/// The same where all buckets are in the cache.
+#[divan::bench(args = [10], sample_count = 1000, sample_size = 100)]
+fn forward_under_two_limits_with_a_thousand_keys(bencher: Bencher<'_, '_>, rules: u32) {
+    decide(bencher, rules, 1000, "good");
+}
+
+/// Refused by the last rule.
+#[divan::bench(args = [10, 10_000], sample_count = 1000, sample_size = 100)]
+fn block(bencher: Bencher<'_, '_>, rules: u32) {
+    decide(bencher, rules, 1000, &format!("bad-{}", rules - 1));
+}
+
+/// Makes a policy of rules that were read before.
+#[divan::bench(args = [10, 10_000], sample_count = 20)]
+fn compile(bencher: Bencher<'_, '_>, rules: u32) {
+    let previous = policy(rules, 1000);
+    bencher
+        .with_inputs(|| parts(rules, 1000))
+        .bench_values(|parts| {
+            Policy::compile(
+                parts,
+                Some(&previous),
+                Instant::ZERO,
+                SystemTime::UNIX_EPOCH,
+            )
+        });
+}

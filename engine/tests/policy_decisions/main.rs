@@ -1,0 +1,6 @@
+//! What a policy answers, claim by claim.
+
+mod conditions;
+mod order;
+mod recompiling;
+mod world;

@@ -1,0 +1,132 @@
+//! The policy beside a slow and obvious one: every rule asked about every request, by rank.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use proptest::prelude::*;
+use tidegate_engine::attribute::{AttributeId, Schema};
+use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::request::{HashKey, RequestFacts};
+use tidegate_engine::rules::{Action, Condition, Mode, Origin, Rule, When};
+use tidegate_engine::source::Source;
+use tidegate_engine::time::Instant;
+use tidegate_engine::verdict::Name;
+
+const ATTRIBUTES: [AttributeId; 4] = [
+    AttributeId::USER_AGENT,
+    AttributeId::JA4,
+    AttributeId::HOST,
+    AttributeId::METHOD,
+];
+
+fn text() -> impl Strategy<Value = Arc<str>> {
+    (0_u8..12).prop_map(|n| Arc::from(n.to_string()))
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    let leaf = prop_oneof![
+        4 => text().prop_map(Condition::Is),
+        1 => text().prop_map(Condition::Prefix),
+        1 => any::<bool>().prop_map(Condition::Present),
+    ];
+    leaf.prop_recursive(2, 20, 10, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..12).prop_map(Condition::AnyOf),
+            prop::collection::vec(text().prop_map(Condition::Is), 8..12).prop_map(Condition::AnyOf),
+            inner.prop_map(|one| Condition::Not(Box::new(one))),
+        ]
+    })
+}
+
+fn when() -> impl Strategy<Value = When> {
+    let of =
+        |id| prop::option::weighted(0.4, condition()).prop_map(move |one| one.map(|one| (id, one)));
+    ATTRIBUTES.map(of).prop_map(|all| When {
+        conditions: all.into_iter().flatten().collect(),
+    })
+}
+
+fn rules() -> impl Strategy<Value = Vec<Rule>> {
+    let action = prop_oneof![
+        Just(Action::Allow),
+        Just(Action::Drop),
+        Just(Action::Block { status: 403 }),
+        Just(Action::Tarpit),
+        Just(Action::Log),
+    ];
+    let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)];
+    let one = (when(), action, mode);
+    prop::collection::vec(one, 0..30).prop_map(|all| {
+        let rules = all.into_iter().enumerate();
+        rules
+            .map(|(at, (when, action, mode))| Rule {
+                name: Name::new(&at.to_string()),
+                when,
+                when_text: Source::everybody(),
+                action,
+                mode,
+                percent: 100,
+                until: None,
+                reason: None,
+                origin: Origin::File,
+                sparing: None,
+            })
+            .collect()
+    })
+}
+
+/// The name of the rule that decides, and how often each rule matched.
+fn obvious(rules: &[Rule], facts: &RequestFacts<'_>) -> (Option<Name>, Vec<Name>) {
+    let mut matched = Vec::new();
+    for word in ["log", "allow", "drop", "block", "tarpit"] {
+        for rule in rules.iter().filter(|rule| rule.action.word() == word) {
+            let conditions = &rule.when.conditions;
+            if !conditions
+                .iter()
+                .all(|(id, condition)| condition.holds(*id, facts))
+            {
+                continue;
+            }
+            matched.push(rule.name.clone());
+            if rule.mode == Mode::Enforce && word != "log" {
+                let refuses = word != "allow";
+                return (refuses.then(|| rule.name.clone()), matched);
+            }
+        }
+    }
+    (None, matched)
+}
+
+proptest! {
+    #[test]
+    fn the_policy_decides_as_a_walk_over_all_rules_does(
+        rules in rules(),
+        requests in prop::collection::vec([(); 4].map(|()| prop::option::of(text())), 1..20)
+    ) {
+        let parts = PolicyParts {
+            schema: Arc::new(Schema::built_in()),
+            services: Arc::from([]),
+            rules: rules.clone(),
+            limits: Vec::new(),
+            generation: 1,
+        };
+        let policy = Policy::compile(parts, None, Instant::ZERO, SystemTime::UNIX_EPOCH);
+        let key = HashKey::from_seed(1);
+        for values in &requests {
+            let mut facts = RequestFacts::new(&key, IpAddr::V4(Ipv4Addr::LOCALHOST));
+            for (id, value) in ATTRIBUTES.into_iter().zip(values) {
+                if let Some(value) = value {
+                    facts.set(id, Cow::Borrowed(value));
+                }
+            }
+            let (decides, matched) = obvious(&rules, &facts);
+            let explained = policy.explain(&facts, Instant::ZERO);
+            let steps: Vec<Name> = explained.steps.iter().map(|step| step.name.clone()).collect();
+            prop_assert_eq!(steps, matched);
+            let verdict = policy.decide(&facts, Instant::ZERO);
+            prop_assert_eq!(verdict.cause(), decides.as_ref());
+        }
+    }
+}
