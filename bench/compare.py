@@ -29,17 +29,19 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import (ROOT, BenchError, Load, Server, free_port, get_json, render, require, user_line, workplace,
-                     wrk_command, wrk_result)
+from harness import (ROOT, BenchError, Load, Server, free_port, get_json, render, request_text, require, start_wrk,
+                     user_line, workplace, wrk_result)
 
 PROXY_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 64
 POOL = 64  # upstream connections kept: as many as clients, so nobody reconnects
 NEVER = 1_000_000  # requests per second and burst of a limit that must not refuse
 TIGHT_RATE, TIGHT_BURST, TIGHT_REQUESTS = 5, 5, 200  # a limit that must refuse: 10 s of it are 50 requests
+PATH = "/c/v1/chat/settings"
+DEVICES = 2048  # that take turns, so that no proxy measures one hot cache line
 KINDS = {"forwarded": ("acme", 200), "refused": ("banned", 403)}
 TARGETS = {"forwarded": 1.0, "refused": 0.8}
-WARMUP_S = 1.0
+WARMUP_S = 1
 SETTLE_S = 0.1
 BUSY_WANTED = 0.85
 """Below this share of its core, a proxy was not what limited the requests per second."""
@@ -89,12 +91,12 @@ class Proxies:
         return Server.start(name, command, port, PROXY_CORE, folder)
 
 
-def headers(app: str) -> dict[str, str]:
-    """Returns the probe's headers: those of requests.lua."""
+def headers(app: str, device: int) -> dict[str, str]:
+    """Returns what a chat SDK sends when its app opens."""
     return {
         "Host": "acme.api.example.com", "User-Agent": "okhttp/3.12.2", "x-kustomer-client": "customer-android",
-        "x-kustomer-version": "release-v0.2.5", "x-app-id": app, "x-kustomer-tracking-token": "5e9f00aa",
-        "accept-language": "en-US,en;q=0.9",
+        "x-kustomer-version": "release-v0.2.5", "x-app-id": app,
+        "x-kustomer-tracking-token": f"5e9f{device * 2654435761:020x}", "accept-language": "en-US,en;q=0.9",
     }
 
 
@@ -105,7 +107,7 @@ def probe(port: int, app: str, times: int) -> tuple[list[int], int, dict[str, st
     with contextlib.closing(connection):
         for _ in range(times):
             connections += connection.sock is None
-            connection.request("GET", "/c/v1/chat/settings", headers=headers(app))
+            connection.request("GET", PATH, headers=headers(app, 0))
             response = connection.getresponse()
             response.read()
             statuses.append(response.status)
@@ -140,23 +142,28 @@ def prove_limits(proxies: Proxies, name: str) -> None:
             raise BenchError(f"{name}: the limit per {label} is not in force: {sorted(set(statuses))}")
 
 
-def wrk(port: int, app: str, seconds: float) -> Load:
-    """Runs the load generator on its core."""
-    command = wrk_command("requests.lua", port, seconds, CONNECTIONS, LOAD_CORE)
-    environment = os.environ | {"BENCH_APP": app}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + 20, check=False)
-    if done.returncode != 0:
-        raise BenchError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
-    return wrk_result(done.stdout)
+class Generator:
+    """wrk on its core, with the requests of each kind written out once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {}
+        for app, _ in KINDS.values():
+            self.files[app] = folder / f"requests-{app}.txt"
+            text = "".join(request_text(PATH, headers(app, device)) for device in range(1, DEVICES + 1))
+            self.files[app].write_text(text, newline="")
+
+    def load(self, port: int, app: str, seconds: int) -> Load:
+        """Sends as fast as the answers come."""
+        return wrk_result(start_wrk(self.files[app], port, seconds, CONNECTIONS, LOAD_CORE), seconds + 20)
 
 
-def measure(server: Server, kind: str, turn: int, seconds: float) -> Sample:
+def measure(generator: Generator, server: Server, kind: str, turn: int, seconds: int) -> Sample:
     """Measures one proxy and kind once."""
     app, status = KINDS[kind]
     server.cut_logs()
     time.sleep(SETTLE_S)
     before, began = server.cpu_seconds(), time.monotonic()
-    load = wrk(server.port, app, seconds)
+    load = generator.load(server.port, app, seconds)
     cpu, elapsed = server.cpu_seconds() - before, time.monotonic() - began
     expected_failures = load.requests if status >= 400 else 0
     # wrk's last answers may be cut off by its own end: at most one per connection.
@@ -249,18 +256,19 @@ def run(options: argparse.Namespace) -> int:
             after_refusal[name] = prove(servers[name])
             print(f"{name}: forwards, denies, both limits refuse when made tight; after a refusal {after_refusal[name]}",
                   flush=True)
-        direct = wrk(upstream_port, "acme", WARMUP_S)
+        generator = Generator(folder)
+        direct = generator.load(upstream_port, "acme", WARMUP_S)
         print(f"upstream alone: {direct.requests / direct.seconds:.0f} requests/s, sharing its core with wrk", flush=True)
         try:
             for server in servers.values():
                 for app, _ in KINDS.values():
-                    wrk(server.port, app, WARMUP_S)
+                    generator.load(server.port, app, WARMUP_S)
             for turn in range(1, options.rounds + 1):
                 # Another order each round: nobody always follows the same neighbour.
                 order = names[turn % len(names):] + names[:turn % len(names)]
                 for kind in KINDS:
                     for name in order:
-                        sample = measure(servers[name], kind, turn, options.seconds)
+                        sample = measure(generator, servers[name], kind, turn, options.seconds)
                         samples.append(sample)
                         print(f"round {turn}/{options.rounds} {kind:9} {name:8} {sample.requests_per_second:8.0f}/s "
                               f"{sample.cpu_us_per_request:6.1f} µs CPU  p99 {sample.p99_us / 1000:6.2f} ms", flush=True)

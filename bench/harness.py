@@ -166,33 +166,52 @@ class Load:
     p99_us: float
 
 
-def wrk_command(script: str, port: int, seconds: float, connections: int, core: int | None) -> list[str]:
-    """Returns the command line of one wrk run with a script of this folder."""
+def request_text(path: str, headers: dict[str, str]) -> str:
+    """Returns a GET as it goes over the wire."""
+    return f"GET {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+
+
+def start_wrk(requests: Path, port: int, seconds: int, connections: int, core: int | None = None,
+              delay_ms: int = 0) -> subprocess.Popen[str]:
+    """Starts wrk with one thread, sending the requests of a file in turn."""
     pin = [] if core is None else ["taskset", "-c", str(core)]
-    # wrk takes whole seconds.
-    duration = f"{max(1, round(seconds))}s"
-    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{duration}", "--timeout", "5s", "-s", str(BENCH / script)]
-    return [*pin, *wrk, f"http://127.0.0.1:{port}/"]
+    command = [*pin, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s",
+               str(BENCH / "requests.lua"), f"http://127.0.0.1:{port}/"]
+    environment = os.environ | {"BENCH_REQUESTS": str(requests), "BENCH_DELAY_MS": str(delay_ms)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wrk_result(output: str) -> Load:
-    """Reads the line of JSON that the scripts' `done` prints last."""
-    line = output.strip().rpartition("\n")[2]
+def wrk_result(process: subprocess.Popen[str], timeout: float) -> Load:
+    """Waits for wrk and reads the line of JSON that the script's `done` prints last."""
     try:
-        return Load(**json.loads(line))
+        output, complaint = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as problem:
+        process.kill()
+        process.communicate()
+        raise BenchError("wrk did not end in time") from problem
+    try:
+        return Load(**json.loads(output.strip().rpartition("\n")[2]))
     except (ValueError, TypeError) as problem:
-        raise BenchError(f"wrk printed no result: {output[-500:]!r}") from problem
+        raise BenchError(f"wrk printed no result: {output[-500:]!r} {complaint[-500:]!r}") from problem
+
+
+def fetch(port: int, path: str) -> tuple[int, bytes]:
+    """Fetches from an admin address on loopback; returns status and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def status_of(port: int, path: str) -> int:
+    """Returns the status of a GET."""
+    return fetch(port, path)[0]
 
 
 def get_json(port: int, path: str) -> object:
-    """Fetches JSON from an admin address on loopback."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise BenchError(f"GET {path} answered {response.status}: {body[:200]!r}")
-        return json.loads(body)
-    finally:
-        connection.close()
+    """Fetches JSON."""
+    status, body = fetch(port, path)
+    if status != 200:
+        raise BenchError(f"GET {path} answered {status}: {body[:200]!r}")
+    return json.loads(body)

@@ -29,6 +29,11 @@ PATHS = ["/c/v1/chat/settings", "/c/v1/chat/sessions", "/kb/v1/articles", "/p/v1
 PATH_WEIGHTS = [5, 4, 3, 1]
 
 
+def address(number: int) -> str:
+    """Returns a device's address within 198.18.0.0/15, which is set aside for benchmarks (RFC 2544)."""
+    return f"198.{18 + number % 2}.{number // 2 % 256}.{1 + number // 512 % 254}"
+
+
 @dataclass(frozen=True)
 class Device:
     """One installation: what it says about itself in every request."""
@@ -72,11 +77,9 @@ def devices(count: int) -> list[Device]:
         versions, weights, agents = SDKS[sdk]
         version, agent = draw.choices(versions, weights)[0], draw.choice(agents)
         app, host = draw.choices(APPS, APP_WEIGHTS)[0], draw.choice(HOSTS)
-        # 198.18.0.0/15 is set aside for benchmarks (RFC 2544).
-        address = f"198.{18 + number % 2}.{number // 2 % 256}.{1 + number // 512 % 127}"
         head = (f"Host: {host}\r\nUser-Agent: {agent}\r\nx-kustomer-client: {sdk}\r\n"
                 f"x-kustomer-version: release-v{version}\r\nx-app-id: {app}\r\n"
-                f"x-kustomer-tracking-token: {draw.getrandbits(96):024x}\r\nx-forwarded-for: {address}\r\n\r\n")
+                f"x-kustomer-tracking-token: {draw.getrandbits(96):024x}\r\nx-forwarded-for: {address(number)}\r\n\r\n")
         drawn.append(Device(sdk, version, app, host.partition(".")[0], agent, head.encode()))
     return drawn
 

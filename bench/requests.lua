@@ -1,30 +1,30 @@
--- The request of the comparison: what a chat SDK sends when its app opens.
--- Takes from the environment: BENCH_APP, the x-app-id header.
+-- Sends ready-made requests in turn, so that wrk does nothing but pick the next text.
+-- Takes from the environment:
+--   BENCH_REQUESTS   a file of requests without bodies, one after the other
+--   BENCH_DELAY_MS   the mean pause of each connection between requests; absent or 0: none
 
--- Devices that take turns, so that no proxy measures one hot cache line. Built once: while it runs,
--- wrk only picks the next text.
-local DEVICES = 2048
 local requests = {}
 local turn = 0
+local pause = tonumber(os.getenv("BENCH_DELAY_MS") or "0")
 
 function init(args)
-  local app = os.getenv("BENCH_APP") or "acme"
-  for device = 1, DEVICES do
-    requests[device] = wrk.format("GET", "/c/v1/chat/settings", {
-      ["Host"] = "acme.api.example.com",
-      ["User-Agent"] = "okhttp/3.12.2",
-      ["x-kustomer-client"] = "customer-android",
-      ["x-kustomer-version"] = "release-v0.2.5",
-      ["x-app-id"] = app,
-      ["x-kustomer-tracking-token"] = string.format("5e9f%020x", device * 2654435761),
-      ["accept-language"] = "en-US,en;q=0.9",
-    })
+  local file = assert(io.open(os.getenv("BENCH_REQUESTS"), "rb"))
+  for text in file:read("*a"):gmatch("(.-\r\n\r\n)") do
+    requests[#requests + 1] = text
   end
+  file:close()
 end
 
 function request()
-  turn = turn % DEVICES + 1
+  turn = turn % #requests + 1
   return requests[turn]
+end
+
+if pause > 0 then
+  function delay()
+    -- Jitter keeps the connections from beating in step.
+    return math.random(math.floor(pause / 2), math.ceil(pause * 3 / 2))
+  end
 end
 
 function done(summary, latency)
