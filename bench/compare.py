@@ -29,7 +29,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import (ROOT, BenchError, Load, Server, free_port, get_json, render, request_text, require, start_wrk,
+from harness import (BINARY, BenchError, Load, Server, free_port, get_json, render, request_text, require, start_wrk,
                      user_line, workplace, wrk_result)
 
 PROXY_CORE, LOAD_CORE = 0, 1
@@ -308,7 +308,8 @@ def names_of(text: str) -> list[str]:
 def main() -> int:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tidegate", type=Path, default=ROOT / "target/release/tidegate", help="the binary")
+    parser.add_argument("--tidegate", type=Path, default=BINARY, help="the binary")
+    parser.add_argument("--build", action="store_true", help="build the release binary first")
     parser.add_argument("--only", type=names_of, default=["tidegate", "nginx", "haproxy"], help="proxies to run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of load per proxy, kind and round")
@@ -319,7 +320,7 @@ def main() -> int:
     if options.rounds < 1 or options.seconds < 1:
         parser.error("--rounds and --seconds start at 1")
     require(["nginx", "wrk", "taskset", *(["haproxy"] if "haproxy" in options.only else [])],
-            options.tidegate if "tidegate" in options.only else None)
+            options.tidegate if "tidegate" in options.only else None, options.build)
     if len(os.sched_getaffinity(0)) < 2:
         print("needs two cores: one for the proxy, one for the load", file=sys.stderr)
         return 2

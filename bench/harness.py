@@ -33,18 +33,25 @@ class BenchError(Exception):
     """A run that would not be worth its numbers; the text says what was wrong."""
 
 
-def require(tools: list[str], binary: Path | None = None) -> None:
-    """Ends the program with the line that installs what is missing."""
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+BINARY = TARGET / "release" / "tidegate"
+BUILD = ["cargo", "build", "--release", "--locked", "--bin", "tidegate"]
+
+
+def require(tools: list[str], binary: Path | None, build: bool) -> None:
+    """Ends the program with the line that installs what is missing; builds the binary if asked to."""
     # Debian keeps servers in /usr/sbin, which is not on every user's PATH.
     os.environ["PATH"] += os.pathsep + "/usr/sbin"
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         packages = " ".join(PACKAGES[tool] for tool in missing)
         print(f"missing: {', '.join(missing)}; install with: apt-get install -y {packages}", file=sys.stderr)
+        sys.exit(EXIT_MISSING)
+    if build and binary is not None and subprocess.run(BUILD, cwd=ROOT, check=False).returncode != 0:
+        print("the binary does not build", file=sys.stderr)
+        sys.exit(EXIT_MISSING)
     if binary is not None and not os.access(binary, os.X_OK):
-        print(f"missing: {binary}; build it with: cargo build --release --locked", file=sys.stderr)
-        missing.append(str(binary))
-    if missing:
+        print(f"missing: {binary}; build it with: {' '.join(BUILD)}", file=sys.stderr)
         sys.exit(EXIT_MISSING)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import honest_clients
-from harness import (ROOT, BenchError, Server, free_port, get_json, render, request_text, require, start_wrk,
+from harness import (BINARY, BenchError, Server, free_port, get_json, render, request_text, require, start_wrk,
                      status_of, user_line, workplace, wrk_result)
 
 LOOP = {"sdk": "chat-android", "sdk_version": "3.2.1", "app": "acme"}
@@ -304,7 +304,8 @@ def verdict(options, judge, watch, result, began, load, false_alarms, memory) ->
 def main() -> int:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tidegate", type=Path, default=ROOT / "target/release/tidegate", help="the binary")
+    parser.add_argument("--tidegate", type=Path, default=BINARY, help="the binary")
+    parser.add_argument("--build", action="store_true", help="build the release binary first")
     parser.add_argument("--honest", type=int, default=400, help="honest devices, about one request a second each")
     parser.add_argument("--loopers", type=int, default=300, help="devices that loop")
     parser.add_argument("--loop-rate", type=int, default=6000, help="requests per second of the loop; 0: all it can")
@@ -319,7 +320,7 @@ def main() -> int:
     if sys.version_info < (3, 11):
         print("needs Python 3.11 or newer", file=sys.stderr)
         return 2
-    require(["nginx", "wrk"], options.tidegate)
+    require(["nginx", "wrk"], options.tidegate, options.build)
     try:
         return run(options)
     except (BenchError, OSError) as problem:
