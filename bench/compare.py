@@ -45,6 +45,7 @@ WARMUP_S = 1
 SETTLE_S = 0.1
 BUSY_WANTED = 0.85
 """Below this share of its core, a proxy was not what limited the requests per second."""
+LOGGED_MIN = 50.0  # bytes of access log per forwarded request; who writes less does less work
 SECONDS_MAX = 240
 """The whole comparison ends within this, or refuses to start."""
 
@@ -61,6 +62,7 @@ class Sample:
     core_busy: float
     p50_us: float
     p99_us: float
+    log_bytes_per_request: float
 
 
 class Proxies:
@@ -170,8 +172,11 @@ def measure(generator: Generator, server: Server, kind: str, turn: int, seconds:
     if abs(load.failed_status - expected_failures) > CONNECTIONS or load.requests == 0:
         wrong = f"{load.failed_status} of {load.requests} answers were errors, {expected_failures} expected"
         raise BenchError(f"{server.name}, {kind}: {wrong}")
+    logged = server.log_bytes() / load.requests
+    if status < 400 and logged < LOGGED_MIN:
+        raise BenchError(f"{server.name}: wrote {logged:.0f} B of access log per forwarded request; is it on?")
     return Sample(server.name, kind, turn, load.requests / load.seconds, cpu / load.requests * 1e6, cpu / elapsed,
-                  load.p50_us, load.p99_us)
+                  load.p50_us, load.p99_us, logged)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -191,14 +196,15 @@ def ratios(samples: list[Sample], kind: str, rivals: list[str]) -> list[float]:
 
 def report(samples: list[Sample], names: list[str], after_refusal: dict[str, str]) -> dict[str, dict[str, float]]:
     """Prints the table and the ratios; returns the ratios."""
-    print(f"\n{'':10} {'':10} {'requests/s':>24} {'CPU µs/request':>22} {'p99 ms':>20} {'core busy':>10}")
+    print(f"\n{'':10} {'':10} {'requests/s':>24} {'CPU µs/request':>22} {'p99 ms':>20} {'core busy':>10} {'log B/request':>14}")
     for kind in KINDS:
         for name in names:
             mine = [s for s in samples if s.kind == kind and s.proxy == name]
             print(f"{kind:10} {name:10} {spread([s.requests_per_second for s in mine], 0):>24} "
                   f"{spread([s.cpu_us_per_request for s in mine], 1):>22} "
                   f"{spread([s.p99_us / 1000 for s in mine], 2):>20} "
-                  f"{statistics.median(s.core_busy for s in mine):>10.0%}")
+                  f"{statistics.median(s.core_busy for s in mine):>10.0%} "
+                  f"{statistics.median(s.log_bytes_per_request for s in mine):>14.0f}")
     print("median (min-max) over the rounds; after a refusal: "
           + "; ".join(f"{name} {what}" for name, what in after_refusal.items()))
     for kind in KINDS:
