@@ -4,28 +4,17 @@
 //! are dropped and counted; a request never waits for a log.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::metrics::Metrics;
+use crate::settings::AccessLog as Target;
 
 /// The most chunks that wait for the writer: 64 × 64 KiB = 4 MiB.
 const CHUNKS_MAX: usize = 64;
 /// A chunk is handed over when it is longer than this, and at the latest at the next flush.
 const CHUNK_BYTES: usize = 64 * 1024;
-
-/// Where the access log goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccessLogTarget {
-    /// Standard output.
-    Stdout,
-    /// A file, appended to.
-    File(PathBuf),
-    /// Nowhere.
-    Off,
-}
 
 /// The thread that writes, to be joined when all senders are gone.
 #[derive(Debug)]
@@ -48,13 +37,13 @@ impl AccessLogWriter {
 ///
 /// The file cannot be opened, or the thread not started.
 pub fn open(
-    target: &AccessLogTarget,
+    target: &Target,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(AccessLogSender, Option<AccessLogWriter>)> {
     let output: Box<dyn Write + Send> = match target {
-        AccessLogTarget::Off => return Ok((AccessLogSender { chunks: None }, None)),
-        AccessLogTarget::Stdout => Box::new(io::stdout()),
-        AccessLogTarget::File(path) => Box::new(
+        Target::Off => return Ok((AccessLogSender { chunks: None }, None)),
+        Target::Stdout => Box::new(io::stdout()),
+        Target::File(path) => Box::new(
             std::fs::OpenOptions::new()
                 .create(true)
                 .append(true)

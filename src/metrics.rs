@@ -288,6 +288,22 @@ impl Metrics {
         text
     }
 
+    /// Removes the series of rules that are no longer in force.
+    pub fn forget_rules_but(&self, live: &[&str]) {
+        for family in self.rule_matches_total.collect() {
+            for series in family.get_metric() {
+                for label in series.get_label() {
+                    let name = label.value();
+                    if !live.contains(&name)
+                        && let Err(error) = self.rule_matches_total.remove_label_values(&[name])
+                    {
+                        tracing::debug!(%error, name, "the series of a rule could not be removed");
+                    }
+                }
+            }
+        }
+    }
+
     /// Counts a panic wherever it happens, and logs it.
     pub fn count_panics(self: &Arc<Self>) {
         let metrics = Arc::clone(self);

@@ -6,25 +6,9 @@
 mod pool;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use pool::{Lease, Upstream};
-
-/// One upstream, as the operator wants it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamSpec {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Where it is: `host:port` each, taken in turn.
-    pub endpoints: Vec<Arc<str>>,
-    /// How long connecting may take, waiting for a free connection included.
-    pub connect_timeout: Duration,
-    /// How long the response head may take.
-    pub response_timeout: Duration,
-    /// How long a body may make no progress, in either direction.
-    pub idle_timeout: Duration,
-}
 
 /// Why an upstream gave no answer.
 #[derive(Debug, thiserror::Error)]

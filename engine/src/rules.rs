@@ -27,6 +27,17 @@ pub enum Origin {
     Detected,
 }
 
+impl Origin {
+    /// Returns the word for it in JSON and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Operator => "operator",
+            Self::Detected => "detected",
+        }
+    }
+}
+
 /// Whether a rule or limit acts, or only counts what it would have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -16,6 +16,18 @@ pub enum Priority {
     Critical,
 }
 
+impl Priority {
+    /// Returns the word for it in YAML and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
+}
+
 /// One way to belong to a service: all that are given must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {

@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
-use http::header::{COOKIE, HeaderName, USER_AGENT};
+use http::header::{AUTHORIZATION, COOKIE, HeaderName, USER_AGENT};
 use http::{HeaderMap, Uri};
 use regex::Regex;
 use tidegate_engine::attribute::{AttributeId, Schema};
 use tidegate_engine::request::{HashKey, RequestFacts};
 
 use super::target::Invalid;
+use crate::settings::{AttributeSource, ValueFrom};
 
 /// The longest JWT that is looked into, in bytes; a longer one has no claims for us.
 const JWT_BYTES_MAX: usize = 8 * 1024;
@@ -30,38 +31,14 @@ pub struct Identify {
 }
 
 /// How one attribute is read.
-#[derive(Clone, Debug)]
-pub struct AttributeReader {
-    /// Which attribute.
-    pub id: AttributeId,
-    /// Where its value is, in order of preference.
-    pub from: Vec<ValueFrom>,
+#[derive(Debug)]
+struct AttributeReader {
+    id: AttributeId,
+    from: ValueFrom,
     /// What of the value counts: the first group, or the whole match. No match: no value.
-    pub pattern: Option<Regex>,
+    pattern: Option<Regex>,
     /// Whether the value may only be hashed, never kept as text.
-    pub secret: bool,
-}
-
-/// One place where an attribute's value may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ValueFrom {
-    /// A header.
-    Header(HeaderName),
-    /// A query parameter.
-    Query(Arc<str>),
-    /// A cookie.
-    Cookie(Arc<str>),
-    /// The n-th label of the host, counted from 1 from the left; an address has none.
-    HostLabel(usize),
-    /// The n-th segment of the path, counted from 1.
-    PathSegment(usize),
-    /// A claim of the JWT in a header (after `Bearer ` where there is one), read and not verified.
-    JwtClaim {
-        /// The header.
-        header: HeaderName,
-        /// The claim; its value must be a string, a number or a boolean.
-        claim: Arc<str>,
-    },
+    is_secret: bool,
 }
 
 /// The parts of a request that attributes are read from.
@@ -80,13 +57,18 @@ const AMBIGUOUS: Invalid = Invalid {
 };
 
 impl Identify {
-    /// Reads these attributes.
-    pub fn new(schema: Arc<Schema>, key: HashKey, readers: Vec<AttributeReader>) -> Self {
-        Self {
-            schema,
-            key,
-            readers,
-        }
+    /// Reads these attributes; those that are not in the schema are left out.
+    pub fn new(schema: Arc<Schema>, key: HashKey, sources: &[AttributeSource]) -> Self {
+        let reader = |source: &AttributeSource| {
+            Some(AttributeReader {
+                id: schema.id(&source.spec.name)?,
+                from: source.from.clone(),
+                pattern: source.pattern.clone(),
+                is_secret: source.spec.secret,
+            })
+        };
+        let readers = sources.iter().filter_map(reader).collect();
+        Self { schema, key, readers }
     }
 
     /// Returns all attributes there are.
@@ -112,7 +94,7 @@ impl Identify {
             let Some(value) = reader.read(&request)? else {
                 continue;
             };
-            if reader.secret {
+            if reader.is_secret {
                 facts.set_secret(reader.id, value.as_bytes());
             } else {
                 facts.set(reader.id, value);
@@ -124,10 +106,12 @@ impl Identify {
 
 impl AttributeReader {
     fn read<'a>(&self, request: &Readable<'a>) -> Result<Option<Cow<'a, str>>, Invalid> {
-        for from in &self.from {
-            let Some(value) = from.read(request)? else {
-                continue;
-            };
+        let places = match &self.from {
+            ValueFrom::FirstOf(places) => places.as_slice(),
+            place => std::slice::from_ref(place),
+        };
+        for place in places {
+            let Some(value) = read_from(place, request)? else { continue };
             let value = match &self.pattern {
                 None => Some(value),
                 Some(pattern) => matched(pattern, value),
@@ -152,27 +136,27 @@ fn matched<'a>(pattern: &Regex, value: Cow<'a, str>) -> Option<Cow<'a, str>> {
     }
 }
 
-impl ValueFrom {
-    fn read<'a>(&self, request: &Readable<'a>) -> Result<Option<Cow<'a, str>>, Invalid> {
-        match self {
-            Self::Header(name) => header(request.headers, name),
-            Self::Query(name) => query(request.uri.query().unwrap_or_default(), name),
-            Self::Cookie(name) => cookie(request.headers, name),
-            Self::HostLabel(number) => Ok(host_label(request.host, *number).map(Cow::Borrowed)),
-            Self::PathSegment(number) => {
-                let segments = request
-                    .path
-                    .split('/')
-                    .filter(|segment| !segment.is_empty());
-                Ok(segments.take(*number).nth(number - 1).map(Cow::Borrowed))
-            }
-            Self::JwtClaim {
-                header: name,
-                claim,
-            } => Ok(header(request.headers, name)?
-                .and_then(|token| jwt_claim(&token, claim))
-                .map(Cow::Owned)),
+fn read_from<'a>(
+    place: &ValueFrom,
+    request: &Readable<'a>,
+) -> Result<Option<Cow<'a, str>>, Invalid> {
+    match place {
+        ValueFrom::Header(name) => header(request.headers, name),
+        ValueFrom::Query(name) => query(request.uri.query().unwrap_or_default(), name),
+        ValueFrom::Cookie(name) => cookie(request.headers, name),
+        ValueFrom::HostLabel(number) => {
+            Ok(host_label(request.host, *number).map(Cow::Borrowed))
         }
+        ValueFrom::PathSegment(number) => {
+            let mut segments = request.path.split('/').filter(|segment| !segment.is_empty());
+            Ok(segments.nth(number.saturating_sub(1)).map(Cow::Borrowed))
+        }
+        ValueFrom::JwtClaim(claim) => {
+            let token = header(request.headers, &AUTHORIZATION)?;
+            Ok(token.and_then(|token| jwt_claim(&token, claim)).map(Cow::Owned))
+        }
+        // Places within places are refused where the settings are read.
+        ValueFrom::FirstOf(_) => Ok(None),
     }
 }
 
@@ -300,13 +284,12 @@ mod tests {
             secret: false,
         };
         let id = schema.add(spec).unwrap();
-        let reader = AttributeReader {
-            id,
-            from: from.to_vec(),
+        let source = AttributeSource {
+            spec: schema.spec(id).unwrap().clone(),
+            from: ValueFrom::FirstOf(from.to_vec()),
             pattern: None,
-            secret: false,
         };
-        let identify = Identify::new(Arc::new(schema), HashKey::from_seed(1), vec![reader]);
+        let identify = Identify::new(Arc::new(schema), HashKey::from_seed(1), &[source]);
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers.append(
@@ -415,10 +398,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_read_and_a_broken_token_has_none() {
-        let from = [ValueFrom::JwtClaim {
-            header: http::header::AUTHORIZATION,
-            claim: "org".into(),
-        }];
+        let from = [ValueFrom::JwtClaim("org".into())];
         // {"org":"acme","n":7}
         let claim = |token: &str| read(&from, &[("authorization", token)], "/", "a");
         assert_eq!(

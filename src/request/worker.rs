@@ -27,7 +27,8 @@ use crate::access_log::AccessLogSender;
 use crate::clock::Clock;
 use crate::handover::PolicyReader;
 use crate::metrics::{Metrics, WorkerMetrics};
-use crate::upstream::{Upstream, UpstreamSpec};
+use crate::settings::Upstream as UpstreamSpec;
+use crate::upstream::Upstream;
 use crate::vitals::Vitals;
 
 /// How often a worker hands over what it counted and closes what it no longer needs.

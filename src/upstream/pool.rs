@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{UpstreamError, UpstreamSpec};
+use super::UpstreamError;
 use crate::request::RequestBody;
+use crate::settings::Upstream as UpstreamSpec;
 
 /// The most connections of one worker to one upstream in use at once.
 ///

@@ -1,0 +1,297 @@
+//! What the admin API shows, as JSON. Reads only; changes come through [`crate::control`].
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+use tidegate_engine::detect::Incident;
+use tidegate_engine::policy::{Policy, RuleInForce};
+use tidegate_engine::rules::{Action, Mode};
+use tidegate_engine::time::Instant;
+
+use super::{Admin, Answer, json_answer, problem};
+use crate::control::Control;
+use crate::metrics::{Metrics, NO_SERVICE, raise_to};
+use crate::request::inflight::InflightBoard;
+
+/// The most sources that are listed.
+const TOP_MAX: usize = 100;
+/// How many sources are listed where nothing is said, and in the metrics.
+const TOP_DEFAULT: usize = 20;
+/// By what the metrics tell sources apart.
+const METRIC_SOURCE_ATTRIBUTES: [&str; 3] = ["sdk", "sdk_version", "app"];
+
+const PATHS: [&str; 8] = [
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/api/v1/status",
+    "/api/v1/rules",
+    "/api/v1/sources",
+    "/api/v1/services",
+    "/api/v1/incidents",
+];
+
+/// Returns whether something is served at a path.
+pub(super) fn is_known(path: &str) -> bool {
+    PATHS.contains(&path)
+        || path.starts_with("/api/v1/rules/")
+        || path.starts_with("/api/v1/incidents/")
+}
+
+/// Answers a GET under `/api/v1`.
+pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
+    let control = admin.control.borrow();
+    let nothing = |what: &str, list: &str| problem(404, what, &format!("see {list}"));
+    match path {
+        "/api/v1/status" => json_answer(&status(admin, &control)),
+        "/api/v1/rules" => json_answer(&rules(&control)),
+        "/api/v1/incidents" => json_answer(&incidents(&control)),
+        "/api/v1/services" => json_answer(&services(&control, &admin.inflight)),
+        "/api/v1/sources" => match sources(&control, query) {
+            Ok(sources) => json_answer(&sources),
+            Err(what) => problem(400, &what, "write it like `?by=sdk,sdk_version,app&top=20`"),
+        },
+        _ => {
+            if let Some(name) = path.strip_prefix("/api/v1/rules/") {
+                let rules = rules(&control);
+                return match find(&rules, "name", &Value::from(name)) {
+                    Some(rule) => json_answer(rule),
+                    None => nothing("there is no rule of this name in force", "/api/v1/rules"),
+                };
+            }
+            if let Some(id) = path.strip_prefix("/api/v1/incidents/") {
+                let incidents = incidents(&control);
+                let id = id.parse::<u64>().map_or(Value::Null, Value::from);
+                return match find(&incidents, "id", &id) {
+                    Some(incident) => json_answer(incident),
+                    None => nothing("there is no incident of this id", "/api/v1/incidents"),
+                };
+            }
+            problem(404, "there is nothing at this path", &PATHS.join(", "))
+        }
+    }
+}
+
+fn find<'a>(list: &'a Value, key: &str, value: &Value) -> Option<&'a Value> {
+    list.as_array()?.iter().find(|entry| entry.get(key) == Some(value))
+}
+
+fn status(admin: &Admin, control: &Control) -> Value {
+    let policy = control.policy();
+    let detector = control.detector();
+    let reload = control.last_reload();
+    let active = control.incidents().iter().filter(|incident| incident.active).count();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "workers": admin.workers,
+        "draining": *admin.drain.borrow(),
+        "policy": {
+            "generation": policy.generation(),
+            "published": rfc3339(control.published()),
+            "rules": policy.rules().count(),
+            "limits": policy.limits().count(),
+        },
+        "reload": {
+            "successful": reload.problems.is_empty(),
+            "at": rfc3339(reload.at),
+            "problems": reload.problems,
+        },
+        "detection": {
+            "mode": detector.mode().word(),
+            "warm": detector.is_warm(),
+            "trained_s": detector.trained().as_secs_f64(),
+            "incidents_active": active,
+        },
+        "not_in_force": control.settings().not_in_force,
+    })
+}
+
+fn rules(control: &Control) -> Value {
+    let policy = control.policy();
+    let evidence: HashMap<&str, &Incident> = control
+        .incidents()
+        .iter()
+        .filter_map(|incident| Some((incident.rule.as_ref()?.as_str(), incident)))
+        .collect();
+    let rule = |rule: &RuleInForce| {
+        let mut shown = rule_json(rule);
+        if let Some(incident) = evidence.get(rule.rule().name.as_str()) {
+            shown.insert("evidence".into(), serde_json::to_value(&incident.evidence).unwrap_or_default());
+            shown.insert("incident".into(), json!(incident.id));
+        }
+        Value::Object(shown)
+    };
+    policy.rules().map(rule).collect()
+}
+
+/// Shows a rule under the names that it has in YAML.
+fn rule_json(in_force: &RuleInForce) -> Map<String, Value> {
+    let rule = in_force.rule();
+    let mut shown = Map::new();
+    let mut set = |key: &str, value: Value| {
+        shown.insert(key.into(), value);
+    };
+    set("name", json!(rule.name));
+    set("when", json!(rule.when_text));
+    set("action", json!(rule.action.word()));
+    match &rule.action {
+        Action::Block { status } => set("status", json!(status)),
+        Action::Throttle { rate, burst, .. } => {
+            set("rate", json!(rate.to_string()));
+            set("burst", json!(burst));
+        }
+        Action::Allow | Action::Drop | Action::Tarpit | Action::Log => {}
+    }
+    set("mode", json!(rule.mode));
+    set("percent", json!(rule.percent));
+    if let Some(until) = rule.until {
+        set("until", json!(rfc3339(until)));
+    }
+    if let Some(reason) = &rule.reason {
+        set("reason", json!(reason));
+    }
+    set("origin", json!(rule.origin));
+    set("matches", json!(in_force.matches()));
+    set("shadow_matches", json!(in_force.shadow_matches()));
+    set("refusals", json!(in_force.refusals()));
+    set("spared", json!(in_force.spared()));
+    set("created", json!(rfc3339(in_force.created())));
+    shown
+}
+
+fn incidents(control: &Control) -> Value {
+    let clock = control.clock();
+    let (now, wall) = (clock.now(), clock.wall());
+    let when = |at: Instant| rfc3339(wall.checked_sub(now.since(at)).unwrap_or(wall));
+    let incident = |incident: &Incident| {
+        let timeline: Vec<Value> = incident
+            .timeline
+            .iter()
+            .map(|moment| {
+                let after = moment.at.since(incident.began).as_secs_f64();
+                json!({ "what": moment.what, "at": when(moment.at), "after_s": after })
+            })
+            .collect();
+        json!({
+            "id": incident.id,
+            "began": when(incident.began),
+            "active": incident.active,
+            "source": incident.source,
+            "nature": incident.nature,
+            "rule": incident.rule,
+            "evidence": incident.evidence,
+            "timeline": timeline,
+        })
+    };
+    control.incidents().iter().map(incident).collect()
+}
+
+fn services(control: &Control, inflight: &InflightBoard) -> Value {
+    let now = control.clock().now();
+    let service = |(at, service): (usize, &crate::settings::Service)| {
+        let (count, oldest) = inflight.read(at);
+        json!({
+            "name": service.spec.name,
+            "upstream": service.upstream,
+            "priority": service.spec.priority.word(),
+            "inflight": count,
+            "oldest_inflight_s": oldest.map(|oldest| now.since(oldest).as_secs_f64()),
+        })
+    };
+    control.settings().services.iter().enumerate().map(service).collect()
+}
+
+fn sources(control: &Control, query: &str) -> Result<Value, String> {
+    let (mut by, mut top) = (METRIC_SOURCE_ATTRIBUTES.join(","), TOP_DEFAULT);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("by", names)) => by = names.replace("%2C", ",").replace("%2c", ","),
+            Some(("top", number)) => {
+                let number: usize = number.parse().map_err(|_| format!("`top={number}` is no number"))?;
+                top = number.clamp(1, TOP_MAX);
+            }
+            _ => return Err(format!("`{pair}` is not known here")),
+        }
+    }
+    let policy = control.policy();
+    let schema = policy.schema();
+    let mut ids = Vec::new();
+    for name in by.split(',') {
+        match schema.id(name) {
+            Some(id) => ids.push(id),
+            // Without a parameter, the usual names are shown as far as there are any.
+            None if !query.contains("by=") => {}
+            None => return Err(format!("there is no attribute `{name}`")),
+        }
+    }
+    let sources = control.detector().top_sources(&ids, top);
+    Ok(sources
+        .iter()
+        .map(|(source, rate)| json!({ "source": source, "requests_per_second": rate }))
+        .collect())
+}
+
+/// Brings the series up to date that are kept elsewhere, and writes all of them.
+pub(super) fn metrics(control: &Control, inflight: &InflightBoard) -> Vec<u8> {
+    let metrics = control.metrics();
+    let policy = control.policy();
+    set_rules(metrics, &policy);
+    set_inflight(metrics, control, inflight);
+    set_top_sources(metrics, control, &policy);
+    metrics.text()
+}
+
+fn set_rules(metrics: &Metrics, policy: &Policy) {
+    metrics.rules.reset();
+    // A detected rule that is gone takes its series with it, so there are never more than rules.
+    let live: Vec<&str> = policy.rules().map(|rule| rule.rule().name.as_str()).collect();
+    metrics.forget_rules_but(&live);
+    for rule in policy.rules() {
+        let origin = rule.rule().origin.word();
+        let action = match rule.rule().mode {
+            Mode::Enforce => rule.rule().action.word(),
+            Mode::Shadow => "shadow",
+        };
+        metrics.rules.with_label_values(&[origin, action]).inc();
+        let name = rule.rule().name.as_str();
+        raise_to(&metrics.rule_matches_total.with_label_values(&[name]), rule.matches() + rule.shadow_matches());
+    }
+    for limit in policy.limits() {
+        let label = [limit.limit().name.as_str()];
+        raise_to(&metrics.limit_refusals_total.with_label_values(&label), limit.refusals());
+        raise_to(&metrics.limit_shadow_refusals_total.with_label_values(&label), limit.shadow_refusals());
+        metrics.limit_keys.with_label_values(&label).set(limit.keys() as i64);
+    }
+}
+
+fn set_inflight(metrics: &Metrics, control: &Control, inflight: &InflightBoard) {
+    let now = control.clock().now();
+    let services = &control.settings().services;
+    let names = services.iter().map(|service| &*service.spec.name).chain(std::iter::once(NO_SERVICE));
+    for (at, name) in names.enumerate() {
+        let (count, oldest) = inflight.read(at);
+        metrics.inflight_requests.with_label_values(&[name]).set(count as i64);
+        let age = oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
+        metrics.oldest_inflight_seconds.with_label_values(&[name]).set(age);
+    }
+}
+
+/// Sets the one gauge whose label clients choose: at most twenty sources, and the sum of the rest.
+fn set_top_sources(metrics: &Metrics, control: &Control, policy: &Policy) {
+    let schema = policy.schema();
+    let ids: Vec<_> = METRIC_SOURCE_ATTRIBUTES.iter().filter_map(|name| schema.id(name)).collect();
+    let gauge = &metrics.top_source_requests_per_second;
+    gauge.reset();
+    let mut other = control.detector().observed_rate();
+    for (source, rate) in control.detector().top_sources(&ids, TOP_DEFAULT) {
+        gauge.with_label_values(&[&source.to_string()]).set(rate);
+        other -= rate;
+    }
+    gauge.with_label_values(&["other"]).set(other.max(0.0));
+}
+
+fn rfc3339(wall: SystemTime) -> String {
+    humantime::format_rfc3339_millis(wall).to_string()
+}
+

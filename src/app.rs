@@ -1,0 +1,286 @@
+//! Builds every part of the proxy from settings and runs it until it is drained. The one file that
+//! knows all parts.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use ipnet::IpNet;
+use tidegate_engine::detect::{DetectionSpec, Detector, Event};
+use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::rules::Rules;
+use tidegate_engine::traffic::Traffic;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use crate::access_log::{self, AccessLogWriter};
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::control::{self, Control, ControlParts};
+use crate::handover::{PolicyReader, handover};
+use crate::metrics::Metrics;
+use crate::request::identify::Identify;
+use crate::request::inflight::InflightBoard;
+use crate::request::worker::{self, WorkerParts};
+use crate::settings::{Settings, Workers};
+use crate::state;
+use crate::vitals::Vitals;
+
+/// How long a drain may take.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a proxy is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// Valid settings.
+    pub settings: Settings,
+    /// Where they come from; `None` for settings made in memory.
+    pub settings_path: Option<PathBuf>,
+    /// The rules of its rules folder.
+    pub rules: Rules,
+    /// What the detector may do.
+    pub detection: DetectionSpec,
+    /// Whoever wants to hear of the detector's events.
+    pub listeners: Vec<SyncSender<Event>>,
+}
+
+/// A proxy that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where clients connect, in the order of the settings; real ports where 0 was asked for.
+    pub addresses: Vec<SocketAddr>,
+    /// Where operators connect.
+    pub admin_address: SocketAddr,
+    /// All series.
+    pub metrics: Arc<Metrics>,
+    /// The policy in force.
+    pub policy: PolicyReader,
+    drain: watch::Sender<bool>,
+    reload: mpsc::Sender<()>,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    control: JoinHandle<anyhow::Result<()>>,
+    access_log: Option<AccessLogWriter>,
+}
+
+impl Running {
+    /// Begins the drain: no new connections, no new requests on old ones; what is under way may end.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Has the rules folder read again. Asked again while one is under way, it is done once more.
+    pub fn reload(&self) {
+        // Full means that a reload is waiting already.
+        drop(self.reload.try_send(()));
+    }
+
+    /// Waits until all workers are drained and everything is written.
+    ///
+    /// # Errors
+    ///
+    /// A thread failed or panicked.
+    pub fn join(self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        for worker in self.workers {
+            match worker.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => result = Err(error).context("a worker failed"),
+                Err(_panic) => result = Err(anyhow!("a worker panicked")),
+            }
+        }
+        // Without senders, control and the writer come to their ends.
+        drop(self.reload);
+        drop(self.drain);
+        if self.control.join().is_err() {
+            result = Err(anyhow!("the control thread panicked"));
+        }
+        if let Some(writer) = self.access_log {
+            writer.join();
+        }
+        result
+    }
+}
+
+/// Starts a proxy: opens everything first, so that what cannot be opened is said at once, then starts
+/// the threads.
+///
+/// # Errors
+///
+/// A port is in use, a file cannot be opened; with what, where and the way out.
+pub fn start(start: Start) -> anyhow::Result<Running> {
+    let Start { settings, settings_path, rules, detection, listeners } = start;
+    let settings = Arc::new(settings);
+    let workers = worker_count(settings.workers);
+    let clock = Clock::start();
+    let metrics = Arc::new(Metrics::new());
+    metrics.count_panics();
+    let schema = Arc::new(settings.schema.clone());
+    let key = state::identity_key(&settings.state)
+        .with_context(|| at(&settings.state, "`state`: the folder cannot be used"))?;
+    let (addresses, mut worker_listeners) = open_listeners(&settings, workers)?;
+    let admin_listener = open_admin(&settings)?;
+    let admin_address = admin_listener.local_addr().context("read the admin address")?;
+    let token = match &settings.admin.token_file {
+        Some(path) => Some(
+            Admin::read_token(path).with_context(|| at(path, "`admin.token_file` cannot be used"))?,
+        ),
+        None => None,
+    };
+    let (access_log, access_log_writer) = access_log::open(&settings.access_log, &metrics)
+        .context("`access_log` cannot be opened; name a file in a folder that can be written")?;
+
+    let specs = settings.services.iter().map(|service| service.spec.clone()).collect();
+    let parts = PolicyParts {
+        schema: Arc::clone(&schema),
+        services: specs,
+        rules: rules.rules.clone(),
+        limits: rules.limits.clone(),
+        generation: 1,
+    };
+    let (publisher, policy) = handover(Policy::compile(parts, None, clock.now(), clock.wall()));
+    let seed = state::random_u64().context("draw a random number")?;
+    let traffic = Arc::new(Traffic::new(&schema, workers, seed));
+    let services = settings.services.len();
+    let vitals = Vitals::new(services);
+    let inflight = InflightBoard::new(workers, services);
+    let (drain, draining) = watch::channel(false);
+    let (reload, reloads) = mpsc::channel(1);
+    let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
+
+    let control = ControlParts {
+        settings: Arc::clone(&settings),
+        settings_path,
+        rules,
+        publisher,
+        clock,
+        metrics: Arc::clone(&metrics),
+        traffic: Arc::clone(&traffic),
+        vitals: Arc::clone(&vitals),
+        detector: Detector::new(Arc::clone(&schema), detection, seed),
+        listeners,
+    };
+    let board = Arc::clone(&inflight);
+    let admin_drain = draining.clone();
+    let control = std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let admin = |control| Admin { control, inflight: board, drain: admin_drain, token, workers };
+            run_control(control, admin, admin_listener, reloads)
+        })
+        .context("start the control thread")?;
+
+    let mut threads = Vec::with_capacity(workers);
+    for number in 0..workers {
+        let parts = WorkerParts {
+            number,
+            listeners: worker_listeners.pop().unwrap_or_default(),
+            clock,
+            identify: Arc::clone(&identify),
+            policy: policy.clone(),
+            recorder: traffic.recorder(number).context("a worker has no counters")?,
+            upstreams: settings.upstreams.clone(),
+            services: settings.services.iter().map(|s| Arc::clone(&s.spec.name)).collect(),
+            service_upstreams: service_upstreams(&settings),
+            metrics: Arc::clone(&metrics),
+            vitals: Arc::clone(&vitals),
+            inflight: Arc::clone(&inflight),
+            access_log: access_log.clone(),
+            random: state::random_u64().context("draw a random number")?,
+            drain: draining.clone(),
+            drain_timeout: DRAIN_TIMEOUT,
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        threads.push(thread.spawn(move || worker::run(parts)).context("start a worker thread")?);
+    }
+    Ok(Running {
+        addresses,
+        admin_address,
+        metrics,
+        policy,
+        drain,
+        reload,
+        workers: threads,
+        control,
+        access_log: access_log_writer,
+    })
+}
+
+/// Runs the control side and the admin API on the calling thread until the process is drained.
+fn run_control(
+    parts: ControlParts,
+    admin: impl FnOnce(Rc<RefCell<Control>>) -> Admin,
+    listener: StdListener,
+    mut reloads: mpsc::Receiver<()>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async move {
+        let control = Rc::new(RefCell::new(Control::new(parts)));
+        tokio::task::spawn_local(control::run(Rc::clone(&control)));
+        tokio::task::spawn_local(admin(Rc::clone(&control)).serve(listener));
+        while reloads.recv().await.is_some() {
+            control.borrow_mut().reload();
+        }
+        Ok(())
+    })
+}
+
+fn worker_count(workers: Workers) -> usize {
+    match workers {
+        Workers::Exactly(count) => count,
+        Workers::Auto => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    }
+}
+
+fn service_upstreams(settings: &Settings) -> Vec<usize> {
+    let of = |name: &str| settings.upstreams.iter().position(|upstream| *upstream.name == *name);
+    settings.services.iter().map(|service| of(&service.upstream).unwrap_or(usize::MAX)).collect()
+}
+
+type Listeners = Vec<(StdListener, Vec<IpNet>)>;
+
+/// Opens each listener once per worker. Returns the addresses and the workers' shares.
+fn open_listeners(
+    settings: &Settings,
+    workers: usize,
+) -> anyhow::Result<(Vec<SocketAddr>, Vec<Listeners>)> {
+    let mut addresses = Vec::new();
+    let mut shares: Vec<Listeners> = (0..workers).map(|_| Vec::new()).collect();
+    for listener in &settings.listeners {
+        let mut address = listener.address;
+        for (number, share) in shares.iter_mut().enumerate() {
+            let opened = worker::listen(address, number == 0).with_context(|| cannot_listen(address))?;
+            // Port 0 means any: the first one decides for the others.
+            address = opened.local_addr().context("read a listener's address")?;
+            share.push((opened, listener.trusted_proxies.clone()));
+        }
+        addresses.push(address);
+    }
+    Ok((addresses, shares))
+}
+
+fn open_admin(settings: &Settings) -> anyhow::Result<StdListener> {
+    let address = settings.admin.address;
+    let listener = StdListener::bind(address)
+        .with_context(|| format!("`admin.address`: {}", cannot_listen(address)))?;
+    listener.set_nonblocking(true).context("set the admin listener to non-blocking")?;
+    Ok(listener)
+}
+
+fn cannot_listen(address: SocketAddr) -> String {
+    format!(
+        "cannot listen on {address}; stop what uses it (`ss -ltnp 'sport = :{}'`) or choose another \
+         address",
+        address.port()
+    )
+}
+
+fn at(path: &Path, what: &str) -> String {
+    format!("{}: {what}", path.display())
+}

@@ -1,0 +1,86 @@
+//! The command line: what can be asked of the program, and with which exit code it ends.
+
+mod explain;
+mod run;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::{Parser, Subcommand};
+use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::rules::{RuleTest, Rules};
+
+use crate::check;
+
+/// A reverse proxy that finds the source of a flood by itself and stops it, sparing everybody else.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the proxy. SIGHUP reads the rules folder again, SIGTERM drains.
+    Run {
+        /// The settings file.
+        #[arg(long, value_name = "FILE", default_value = "config/tidegate.yaml")]
+        config: PathBuf,
+    },
+    /// Validates settings and rule files, and runs the tests in them. Exit 0, or 78.
+    Check {
+        /// Files or folders.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// Shows which attributes, rules and limits a request would meet. Spends nothing.
+    Explain(explain::Explain),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run { config } => run::run(&config),
+        Command::Check { paths } => run_check(&paths),
+        Command::Explain(explain) => explain.run(),
+    }
+}
+
+fn run_check(paths: &[PathBuf]) -> ExitCode {
+    let report = check::check(paths, SystemTime::now(), |rules, schema, test| {
+        run_test(rules, schema, test)
+    });
+    say(&report.to_string());
+    ExitCode::from(report.exit_code())
+}
+
+/// Runs one test of a rule file against a policy of its own.
+fn run_test(
+    rules: &Rules,
+    schema: &tidegate_engine::attribute::Schema,
+    test: &RuleTest,
+) -> Result<(), String> {
+    let parts = PolicyParts {
+        schema: std::sync::Arc::new(schema.clone()),
+        services: [].into(),
+        rules: rules.rules.clone(),
+        limits: rules.limits.clone(),
+        generation: 0,
+    };
+    let now = tidegate_engine::time::Instant::from_secs_f64(3600.0);
+    Policy::compile(parts, None, now, SystemTime::now()).run_test(test, now)
+}
+
+/// Prints to standard output. A reader that went away (`| head`) is no error of ours.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// Prints an error with its causes to standard error.
+fn complain(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "tidegate: {text}"));
+}

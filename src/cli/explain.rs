@@ -1,0 +1,132 @@
+//! `tidegate explain`: what a request would meet, without sending it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use tidegate_engine::policy::{Explanation, Policy, PolicyParts};
+use tidegate_engine::request::HashKey;
+use tidegate_engine::time::Instant;
+
+use super::{complain, say};
+use crate::check::EXIT_CONFIG;
+use crate::request::explain_request;
+use crate::request::identify::Identify;
+use crate::rules_folder::{load_rules, load_settings};
+
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The settings file.
+    #[arg(long, value_name = "FILE", default_value = "config/tidegate.yaml")]
+    config: PathBuf,
+    /// A header of the request; may be given several times.
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The client's address.
+    #[arg(long, value_name = "ADDRESS", default_value = "192.0.2.1")]
+    ip: IpAddr,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+    /// The method.
+    method: Method,
+    /// The URL, for example `http://acme.api.example.com/c/v1/chat/settings`.
+    url: Uri,
+}
+
+impl Explain {
+    pub(super) fn run(&self) -> ExitCode {
+        let loaded = load_settings(&self.config).and_then(|settings| {
+            let rules = load_rules(&settings, SystemTime::now())?;
+            Ok((settings, rules))
+        });
+        let (settings, rules) = match loaded {
+            Ok(loaded) => loaded,
+            Err(problems) => {
+                for problem in problems.iter() {
+                    complain(&problem.to_string());
+                }
+                return ExitCode::from(EXIT_CONFIG);
+            }
+        };
+        let schema = Arc::new(settings.schema.clone());
+        let parts = PolicyParts {
+            schema: Arc::clone(&schema),
+            services: settings.services.iter().map(|service| service.spec.clone()).collect(),
+            rules: rules.rules,
+            limits: rules.limits,
+            generation: 0,
+        };
+        let now = Instant::from_secs_f64(3600.0);
+        let policy = Policy::compile(parts, None, now, SystemTime::now());
+        // Nothing is stored, so any key will do.
+        let identify = Identify::new(schema, HashKey::from_seed(0), &settings.identity);
+        match self.explain(&identify, &policy, now) {
+            Ok(explanation) => {
+                self.show(&explanation);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                complain(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn explain(
+        &self,
+        identify: &Identify,
+        policy: &Policy,
+        now: Instant,
+    ) -> anyhow::Result<Explanation> {
+        let mut headers = HeaderMap::new();
+        for line in &self.headers {
+            let (name, value) = line
+                .split_once(':')
+                .ok_or_else(|| anyhow!("`{line}` is no header; write it like `x-app-id: acme`"))?;
+            let name: HeaderName =
+                name.trim().parse().with_context(|| format!("`{name}` is no header name"))?;
+            let value: HeaderValue =
+                value.trim().parse().with_context(|| format!("`{value}` is no header value"))?;
+            headers.append(name, value);
+        }
+        if self.url.authority().is_none() && !headers.contains_key(http::header::HOST) {
+            bail!("the URL has no host; write it like `http://acme.example.com{}`", self.url);
+        }
+        explain_request(identify, policy, self.ip, &self.method, &self.url, Version::HTTP_11, &headers, now)
+            .map_err(|(status, detail)| anyhow!("the request would be answered {status}: {detail}"))
+    }
+
+    fn show(&self, explanation: &Explanation) {
+        if self.json {
+            match serde_json::to_string_pretty(explanation) {
+                Ok(text) => say(&text),
+                Err(error) => complain(&error.to_string()),
+            }
+            return;
+        }
+        let mut text = String::from("attributes\n");
+        for attribute in &explanation.attributes {
+            text.push_str(&format!("  {:<14}{}\n", attribute.name, attribute.value));
+        }
+        text.push_str("rules and limits that match, in order\n");
+        if explanation.steps.is_empty() {
+            text.push_str("  none\n");
+        }
+        for step in &explanation.steps {
+            let mode = match step.mode {
+                tidegate_engine::rules::Mode::Enforce => "",
+                tidegate_engine::rules::Mode::Shadow => " (shadow)",
+            };
+            text.push_str(&format!("  {} {}: {}{mode}\n", step.kind, step.name, step.outcome));
+        }
+        let rule = explanation.rule.as_ref().map(|rule| format!(" by {rule}")).unwrap_or_default();
+        text.push_str(&format!("verdict: {}{rule}", explanation.verdict.word()));
+        say(&text);
+    }
+}

@@ -1,0 +1,110 @@
+//! `tidegate run`: the proxy until a signal ends it.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::complain;
+use crate::app::{self, Running, Start};
+use crate::check::{EXIT_CONFIG, not_in_force};
+use crate::rules_folder::{load_rules, load_settings};
+
+/// Runs the proxy with a settings file.
+pub(super) fn run(config: &Path) -> ExitCode {
+    begin_log();
+    let loaded = load_settings(config).and_then(|settings| {
+        let rules = load_rules(&settings, SystemTime::now())?;
+        Ok((settings, rules))
+    });
+    let (settings, rules) = match loaded {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            for problem in problems.iter() {
+                complain(&problem.to_string());
+            }
+            complain("not started; `tidegate check` says the same without starting");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    if let Some(warning) = not_in_force(config, &settings) {
+        tracing::warn!("{warning}");
+    }
+    let detection = settings.detection.spec();
+    let start = Start {
+        settings,
+        settings_path: Some(config.to_owned()),
+        rules,
+        detection,
+        listeners: Vec::new(),
+    };
+    match app::start(start).and_then(serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for signals until the proxy is drained.
+fn serve(running: Running) -> anyhow::Result<()> {
+    for address in &running.addresses {
+        tracing::info!(%address, "serving");
+    }
+    tracing::info!(address = %running.admin_address, "admin API and metrics");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut reload = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        loop {
+            tokio::select! {
+                _ = reload.recv() => running.reload(),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    tracing::info!(seconds_max = app::DRAIN_TIMEOUT.as_secs(), "draining");
+    running.drain();
+    // A second signal while draining ends the process at once: its handlers are gone with the runtime
+    // above, but tokio leaves them installed, so the default is put back by hand.
+    let impatient = std::thread::Builder::new().name("second-signal".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::io::Result::Ok(())
+        })?;
+        tracing::warn!("ended by a second signal; requests under way were cut off");
+        #[expect(clippy::exit, reason = "asked for twice")]
+        std::process::exit(1);
+        #[expect(unreachable_code, reason = "gives the thread its type")]
+        std::io::Result::Ok(())
+    });
+    drop(impatient);
+    running.join()?;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` chooses what.
+fn begin_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.with_target(false).init();
+    } else {
+        log.json().flatten_event(true).with_current_span(false).with_target(false).init();
+    }
+}

@@ -1,0 +1,240 @@
+//! The control side: owns the policy in force and everything that may change it.
+//!
+//! One thread, ten times a second: collect the traffic, let the detector look at it, publish a policy
+//! when something changed. Files are read here and nowhere on a request's way. Knows nothing of
+//! [`crate::request`]: the two meet in the published policy and the traffic counters.
+
+mod stress;
+mod tell;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, SystemTime};
+
+use tidegate_engine::detect::{Detector, Event, Happening, Incident, Stress};
+use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::problem::Problems;
+use tidegate_engine::rules::Rules;
+use tidegate_engine::time::Instant;
+use tidegate_engine::traffic::Traffic;
+
+use self::stress::StressWatch;
+use crate::clock::Clock;
+use crate::handover::PolicyPublisher;
+use crate::metrics::Metrics;
+use crate::rules_folder::load_rules;
+use crate::settings::Settings;
+use crate::vitals::Vitals;
+
+/// How often the detector looks at the traffic.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// What the control side is made of.
+#[derive(Debug)]
+pub struct ControlParts {
+    /// The settings that the process was started with.
+    pub settings: Arc<Settings>,
+    /// The file that they came from, for messages; `None` for settings made in memory.
+    pub settings_path: Option<PathBuf>,
+    /// The rules that are in force already.
+    pub rules: Rules,
+    /// The one right to publish.
+    pub publisher: PolicyPublisher,
+    /// The clock of the process.
+    pub clock: Clock,
+    /// All series.
+    pub metrics: Arc<Metrics>,
+    /// What all workers count.
+    pub traffic: Arc<Traffic>,
+    /// How the upstreams do.
+    pub vitals: Arc<Vitals>,
+    /// Finds the sources of surges.
+    pub detector: Detector,
+    /// Whoever wants to hear of events; one that is behind misses some, one
+    /// that is gone is forgotten.
+    pub listeners: Vec<SyncSender<Event>>,
+}
+
+/// The control side.
+///
+/// Not `Clone`: there is one, and it publishes.
+#[derive(Debug)]
+pub struct Control {
+    parts: ControlParts,
+    stress: StressWatch,
+    generation: u64,
+    reload: Reload,
+    published: SystemTime,
+}
+
+/// How the last reload went.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// When.
+    pub at: SystemTime,
+    /// What was wrong, one line each; empty where it was accepted.
+    pub problems: Vec<String>,
+}
+
+impl Control {
+    /// Takes over. The first policy has been published already.
+    pub fn new(parts: ControlParts) -> Self {
+        let now = parts.clock.wall();
+        let services = parts.settings.services.len();
+        let control = Self {
+            parts,
+            stress: StressWatch::new(services),
+            generation: 1,
+            reload: Reload { at: now, problems: Vec::new() },
+            published: now,
+        };
+        let metrics = &control.parts.metrics;
+        metrics.reload_last_successful.set(1);
+        metrics.policy_published_timestamp_seconds.set(unix_seconds(now));
+        control
+    }
+
+    /// Lets the detector look at what arrived since the last tick, and acts on what it says.
+    pub fn tick(&mut self) {
+        let began = self.parts.clock.now();
+        let suffering = self.stress.tick(&self.parts.vitals.read());
+        let names = self.parts.settings.services.iter().map(|service| &service.spec.name);
+        let suffering = names.zip(suffering).filter(|(_, suffers)| *suffers);
+        let stress = Stress { suffering: suffering.map(|(name, _)| Arc::clone(name)).collect() };
+        let tick = self.parts.detector.tick(&self.parts.traffic, &stress, began);
+        if tick.rules_changed {
+            self.publish();
+        }
+        for event in &tick.events {
+            self.tell(event);
+        }
+        self.measure(began);
+    }
+
+    /// Reads the rules folder again. Rules that are not right change nothing.
+    pub fn reload(&mut self) {
+        let now = self.parts.clock.wall();
+        match load_rules(&self.parts.settings, now) {
+            Ok(rules) => {
+                let (count, limits) = (rules.rules.len(), rules.limits.len());
+                self.parts.rules = rules;
+                self.reload = Reload { at: now, problems: Vec::new() };
+                self.parts.metrics.reload_last_successful.set(1);
+                self.publish();
+                tracing::info!(rules = count, limits, "the rules folder was read again");
+            }
+            Err(problems) => self.refuse_reload(&problems, now),
+        }
+    }
+
+    fn refuse_reload(&mut self, problems: &Problems, now: SystemTime) {
+        let metrics = &self.parts.metrics;
+        metrics.reload_failures_total.inc();
+        metrics.reload_last_successful.set(0);
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        for line in &lines {
+            tracing::warn!("{line}");
+        }
+        tracing::warn!(problems = lines.len(), "the rules were not taken over; the last good ones stay in force");
+        self.reload = Reload { at: now, problems: lines };
+    }
+
+    /// Puts the rules of all origins in force.
+    fn publish(&mut self) {
+        self.generation += 1;
+        let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
+        let mut rules = self.parts.rules.rules.clone();
+        rules.extend(self.parts.detector.rules(wall, now));
+        let previous = self.parts.publisher.current();
+        let parts = PolicyParts {
+            schema: Arc::clone(previous.schema()),
+            services: Arc::clone(previous.services()),
+            rules,
+            limits: self.parts.rules.limits.clone(),
+            generation: self.generation,
+        };
+        let policy = Policy::compile(parts, Some(&previous), now, wall);
+        self.parts.publisher.publish(policy);
+        self.published = wall;
+        self.parts.metrics.policy_published_timestamp_seconds.set(unix_seconds(wall));
+    }
+
+    /// Tells people what happened: the log, the metrics, and whoever listens.
+    fn tell(&mut self, event: &Event) {
+        tell::log(event);
+        if event.what == Happening::Throttled
+            && let Some(incident) = self.incidents().iter().find(|incident| incident.id == event.incident)
+        {
+            let wait = event.at.since(incident.began).as_secs_f64();
+            self.parts.metrics.incident_time_to_rule_seconds.observe(wait);
+        }
+        self.parts.listeners.retain(|listener| {
+            !matches!(listener.try_send(event.clone()), Err(TrySendError::Disconnected(_)))
+        });
+    }
+
+    fn measure(&self, began: Instant) {
+        let metrics = &self.parts.metrics;
+        let active = self.incidents().iter().filter(|incident| incident.active).count();
+        metrics.incident_active.set(active as i64);
+        metrics.detector_trained_seconds.set(self.parts.detector.trained().as_secs_f64());
+        metrics.detector_tick_seconds.observe(self.parts.clock.now().since(began).as_secs_f64());
+    }
+
+    /// Returns the incidents, oldest first.
+    pub fn incidents(&self) -> &[Incident] {
+        self.parts.detector.incidents()
+    }
+
+    /// Returns the detector.
+    pub fn detector(&self) -> &Detector {
+        &self.parts.detector
+    }
+
+    /// Returns the policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.parts.publisher.current()
+    }
+
+    /// Returns when it was published.
+    pub fn published(&self) -> SystemTime {
+        self.published
+    }
+
+    /// Returns how the last reload went.
+    pub fn last_reload(&self) -> &Reload {
+        &self.reload
+    }
+
+    /// Returns the settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.parts.settings
+    }
+
+    /// Returns all series.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.parts.metrics
+    }
+
+    /// Returns the clock of the process.
+    pub fn clock(&self) -> Clock {
+        self.parts.clock
+    }
+}
+
+/// Ticks for ever. Runs on the control thread, beside the admin API.
+pub async fn run(control: Rc<std::cell::RefCell<Control>>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        control.borrow_mut().tick();
+    }
+}
+
+/// Returns seconds since 1970.
+pub fn unix_seconds(wall: SystemTime) -> f64 {
+    wall.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
