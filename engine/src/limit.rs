@@ -29,6 +29,9 @@ use crate::units::Rate;
 /// added without overflow. A burst that would take longer is cut down to it.
 const FILL_NANOS_MAX: u64 = u64::MAX / 4;
 
+/// The most keys that a limit remembers where the operator gives no `keys_max`: 8.7 MiB of buckets.
+pub const KEYS_MAX_DEFAULT: usize = 500_000;
+
 /// What a bucket holds and how fast it fills, and how many of them there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitSpec {

@@ -139,7 +139,10 @@ impl Buckets {
         if let Some(set) = self.set_if_allocated(key) {
             let mut places = set.0.lock();
             if let Some(place) = places.iter_mut().find(|place| place.is_of(key)) {
-                place.full_at = change(place.full_at).max(1);
+                place.full_at = change(place.full_at);
+                if place.full_at == 0 {
+                    self.taken.fetch_sub(1, Ordering::Relaxed);
+                }
             }
         }
     }

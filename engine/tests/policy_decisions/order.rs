@@ -1,5 +1,6 @@
 //! In which order rules and limits are asked, and what a refusal costs.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tidegate_engine::attribute::AttributeId;
@@ -214,6 +215,31 @@ fn a_request_refused_by_a_limit_spends_no_token_of_a_throttle() {
         "throttle",
         "the control: it had two tokens"
     );
+}
+
+#[test]
+fn workers_that_decide_at_once_admit_no_more_than_the_limit() {
+    let world = World::new();
+    let policy = world.policy(vec![], vec![limit("wide", 1000), limit("narrow", 100)]);
+    let forwarded = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    let admitted = word(&policy, &world, 0.0) == "forward";
+                    forwarded.fetch_add(u32::from(admitted), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(forwarded.into_inner(), 100);
+    let refused: u64 = policy.limits().map(LimitInForce::refusals).sum();
+    assert_eq!(refused, 4 * 500 - 100, "each refusal is counted once");
+    let wide = world.recompile(vec![], vec![limit("wide", 1000)], Some(&policy), at(0.0));
+    let left = (0..1000)
+        .filter(|_| word(&wide, &world, 0.0) == "forward")
+        .count();
+    assert_eq!(left, 900, "what was forwarded is what was paid");
 }
 
 #[test]
