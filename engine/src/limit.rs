@@ -101,7 +101,8 @@ impl Limiter {
     }
 
     /// Makes a limiter that forgets what it pushes out: a key that comes back starts with a full
-    /// bucket. For meters, where a stranger must not inherit what others spent.
+    /// bucket. For shares of something that is limited as a whole: there an amnesty costs little,
+    /// and a stranger must not inherit what others spent.
     pub fn forgetful(spec: LimitSpec) -> Self {
         Self::with_buckets(spec, Buckets::forgetful(spec.keys_max))
     }
@@ -148,7 +149,7 @@ impl Limiter {
         let answer = self.visit(key, now, Purpose::Spend);
         if answer.is_err() {
             let empty = now.as_nanos().saturating_add(self.window_nanos());
-            self.buckets.adjust(key, |full_at| full_at.max(empty));
+            self.buckets.raise(key, empty);
         }
         answer
     }
