@@ -29,6 +29,9 @@ use crate::units::Rate;
 /// added without overflow. A burst that would take longer is cut down to it.
 const FILL_NANOS_MAX: u64 = u64::MAX / 4;
 
+/// The most keys that a limit remembers where the operator gives no `keys_max`: 8.7 MiB of buckets.
+pub const KEYS_MAX_DEFAULT: usize = 500_000;
+
 /// What a bucket holds and how fast it fills, and how many of them there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitSpec {
@@ -98,7 +101,8 @@ impl Limiter {
     }
 
     /// Makes a limiter that forgets what it pushes out: a key that comes back starts with a full
-    /// bucket. For meters, where a stranger must not inherit what others spent.
+    /// bucket. For shares of something that is limited as a whole: there an amnesty costs little,
+    /// and a stranger must not inherit what others spent.
     pub fn forgetful(spec: LimitSpec) -> Self {
         Self::with_buckets(spec, Buckets::forgetful(spec.keys_max))
     }
@@ -145,7 +149,7 @@ impl Limiter {
         let answer = self.visit(key, now, Purpose::Spend);
         if answer.is_err() {
             let empty = now.as_nanos().saturating_add(self.window_nanos());
-            self.buckets.adjust(key, |full_at| full_at.max(empty));
+            self.buckets.raise(key, empty);
         }
         answer
     }

@@ -143,6 +143,31 @@ fn without_the_memory_of_what_was_pushed_out_cycling_keys_is_an_amnesty() {
     assert_eq!(left_after_cycling(&Limiter::new(spec), 2000, 9), 1);
 }
 
+/// Meters 1,000 looping keys in 700 places for a minute, and returns the share admitted after 10 s.
+fn share_of_loops(limiter: &Limiter) -> f64 {
+    let (mut admitted, mut sent) = (0, 0);
+    for tick in 0..120 {
+        for key in 0..1000 {
+            let now = Instant::from_nanos(tick * 500_000_000 + key * 500_000);
+            let is_admitted = limiter.meter(key, now).is_ok();
+            if tick >= 20 {
+                sent += 1;
+                admitted += u32::from(is_admitted);
+            }
+        }
+    }
+    f64::from(admitted) / f64::from(sent)
+}
+
+#[test]
+fn loops_beyond_the_places_of_a_meter_are_known_as_loops() {
+    let spec = LimitSpec::new(rate(3, 10_000), 10, 700);
+    let remembered = share_of_loops(&Limiter::new(spec));
+    assert!(remembered < 0.01, "{remembered}");
+    let forgotten = share_of_loops(&Limiter::forgetful(spec));
+    assert!(forgotten > 0.2, "the control: {forgotten}");
+}
+
 #[test]
 fn a_stranger_starts_full_while_a_thousand_others_are_pushed_out() {
     let limiter = Limiter::new(LimitSpec::new(rate(1, 1000), 10, 7000));

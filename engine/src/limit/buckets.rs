@@ -139,8 +139,26 @@ impl Buckets {
         if let Some(set) = self.set_if_allocated(key) {
             let mut places = set.0.lock();
             if let Some(place) = places.iter_mut().find(|place| place.is_of(key)) {
-                place.full_at = change(place.full_at).max(1);
+                place.full_at = change(place.full_at);
+                if place.full_at == 0 {
+                    self.taken.fetch_sub(1, Ordering::Relaxed);
+                }
             }
+        }
+    }
+
+    /// Makes a bucket full not before `full_at`, wherever it is kept.
+    pub(super) fn raise(&self, key: u64, full_at: u64) {
+        let key = spread(key);
+        if let Some(set) = self.set_if_allocated(key) {
+            let mut places = set.0.lock();
+            if let Some(place) = places.iter_mut().find(|place| place.is_of(key)) {
+                place.full_at = place.full_at.max(full_at);
+                return;
+            }
+        }
+        if let Some(memory) = &self.pushed_out {
+            memory.remember(Place { key, full_at });
         }
     }
 

@@ -16,12 +16,9 @@ use super::sparing::{SparingInForce, carry};
 use super::{
     LimitCounters, LimitInForce, Policy, PolicyParts, RuleCounters, RuleInForce, Throttle, mix,
 };
-use crate::limit::{LimitSpec, Limiter};
+use crate::limit::{KEYS_MAX_DEFAULT, LimitSpec, Limiter};
 use crate::rules::{Action, LimitRule, Rule};
 use crate::time::Instant;
-
-/// Buckets of a throttle with `per`: 500,000 × 18.3 B = 8.7 MiB, as of a limit.
-const THROTTLE_KEYS_MAX: usize = 500_000;
 
 /// Instances that share a detected throttle fairly: 65,536 × 18.3 B = 1.1 MiB a rule.
 const FAIR_KEYS_MAX: usize = 1 << 16;
@@ -140,7 +137,7 @@ impl Throttle {
         let Action::Throttle { rate, burst, per } = &rule.action else {
             return None;
         };
-        let keys_max = if per.is_empty() { 1 } else { THROTTLE_KEYS_MAX };
+        let keys_max = if per.is_empty() { 1 } else { KEYS_MAX_DEFAULT };
         let spec = LimitSpec::new(*rate, *burst, keys_max);
         let old = old.filter(|old| old.per == *per);
         let fair = rule.sparing.is_some().then(|| {

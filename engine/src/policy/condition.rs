@@ -111,12 +111,10 @@ impl Clauses {
             .all(|clause| clause.test.holds(clause.id, facts))
     }
 
-    /// Returns an attribute and the one text that it must have, if there is such a condition.
-    pub(super) fn anchor(&self) -> Option<(AttributeId, Arc<str>)> {
-        self.0.iter().find_map(|clause| match &clause.test {
-            Test::One(Condition::Is(text)) if !clause.id.is_address() => {
-                Some((clause.id, Arc::clone(text)))
-            }
+    /// Walks the conditions that an attribute be exactly one text.
+    pub(super) fn anchors(&self) -> impl Iterator<Item = (AttributeId, &Arc<str>)> {
+        self.0.iter().filter_map(|clause| match &clause.test {
+            Test::One(Condition::Is(text)) if !clause.id.is_address() => Some((clause.id, text)),
             _ => None,
         })
     }

@@ -310,3 +310,92 @@ impl<'p, W: Witness<'p>> Walk<'p, '_, W> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::attribute::{AttributeId, Schema};
+    use crate::policy::PolicyParts;
+    use crate::request::HashKey;
+    use crate::rules::{LimitRule, Mode, When};
+    use crate::units::Rate;
+    use crate::verdict::Name;
+
+    struct Blind;
+
+    impl<'p> Witness<'p> for Blind {
+        fn saw(&mut self, _: Cause<'p>, _: bool, _: Outcome) {}
+
+        fn meter(&mut self, _: &Limiter, _: u64, _: Instant) -> Result<(), RetryAfter> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_request_that_loses_a_race_for_one_limit_gets_its_token_of_another_back() {
+        let limit = |name| LimitRule {
+            name: Name::new(name),
+            key: vec![AttributeId::IP],
+            rate: Rate::new(1, Duration::from_secs(1)).unwrap(),
+            burst: 3,
+            keys_max: 1000,
+            services: Vec::new(),
+            when: When::default(),
+            mode: Mode::Enforce,
+        };
+        let parts = PolicyParts {
+            schema: Arc::new(Schema::built_in()),
+            services: Arc::from([]),
+            rules: Vec::new(),
+            limits: vec![limit("first"), limit("second"), limit("third")],
+            generation: 1,
+        };
+        let now = Instant::ZERO;
+        let policy = Policy::compile(parts, None, now, SystemTime::UNIX_EPOCH);
+        let key = HashKey::from_seed(1);
+        let facts = RequestFacts::new(&key, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let Judgement::Admitted(charges) = judge(&policy, &facts, now, Blind) else {
+            panic!("all buckets are full");
+        };
+        let [first, second, third] = policy.limits.as_slice() else {
+            panic!("there are three");
+        };
+        while second.limiter.spend(second.key(&facts), now).is_ok() {}
+        let (cause, _) = charges.spend(now).unwrap_err();
+        assert_eq!(
+            cause.refuse(Duration::ZERO).cause(),
+            Some(&Name::new("second"))
+        );
+        for limit in [first, third] {
+            assert_eq!(limit.limiter.remaining(limit.key(&facts), now), 3);
+        }
+    }
+
+    #[test]
+    fn a_request_under_more_limits_than_there_is_room_for_pays_all_of_them() {
+        let limiters: Vec<_> = (0..CHARGES_IN_PLACE as u64 + 3)
+            .map(|_| {
+                let rate = Rate::new(1, Duration::from_secs(1)).unwrap();
+                Limiter::new(crate::limit::LimitSpec::new(rate, 1, 1))
+            })
+            .collect();
+        let mut charges = Charges::default();
+        for limiter in &limiters {
+            charges.push(Charge {
+                limiter,
+                key: 0,
+                kind: ChargeKind::Shadow,
+            });
+        }
+        assert!(charges.spend(Instant::ZERO).is_ok());
+        assert!(
+            limiters
+                .iter()
+                .all(|limiter| limiter.peek(0, Instant::ZERO).is_err())
+        );
+    }
+}

@@ -3,4 +3,5 @@
 mod conditions;
 mod order;
 mod recompiling;
+mod routes;
 mod world;

@@ -1,5 +1,6 @@
 //! In which order rules and limits are asked, and what a refusal costs.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tidegate_engine::attribute::AttributeId;
@@ -201,6 +202,16 @@ fn a_request_refused_by_one_limit_spends_no_token_of_another() {
 }
 
 #[test]
+fn of_two_limits_that_refuse_the_first_speaks_and_alone_is_counted() {
+    let world = World::new();
+    let policy = world.policy(vec![], vec![limit("first", 1), limit("second", 1)]);
+    assert_eq!(cause(&policy, &world), "nobody");
+    assert_eq!(cause(&policy, &world), "first");
+    let refusals: Vec<u64> = policy.limits().map(LimitInForce::refusals).collect();
+    assert_eq!(refusals, [1, 0]);
+}
+
+#[test]
 fn a_request_refused_by_a_limit_spends_no_token_of_a_throttle() {
     let world = World::new();
     let slow = rule("slow", throttle(2), world.acme());
@@ -214,6 +225,31 @@ fn a_request_refused_by_a_limit_spends_no_token_of_a_throttle() {
         "throttle",
         "the control: it had two tokens"
     );
+}
+
+#[test]
+fn workers_that_decide_at_once_admit_no_more_than_the_limit() {
+    let world = World::new();
+    let policy = world.policy(vec![], vec![limit("wide", 1000), limit("narrow", 100)]);
+    let forwarded = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    let admitted = word(&policy, &world, 0.0) == "forward";
+                    forwarded.fetch_add(u32::from(admitted), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(forwarded.into_inner(), 100);
+    let refused: u64 = policy.limits().map(LimitInForce::refusals).sum();
+    assert_eq!(refused, 4 * 500 - 100, "each refusal is counted once");
+    let wide = world.recompile(vec![], vec![limit("wide", 1000)], Some(&policy), at(0.0));
+    let left = (0..1000)
+        .filter(|_| word(&wide, &world, 0.0) == "forward")
+        .count();
+    assert_eq!(left, 900, "what was forwarded is what was paid");
 }
 
 #[test]
@@ -350,6 +386,25 @@ fn a_ramp_acts_on_its_share_of_instances_and_keeps_them_as_it_grows() {
     assert!(ten.iter().zip(&fifty).all(|(ten, fifty)| !ten || *fifty));
     assert_eq!(count(&refused_at(0)), 0);
     assert_eq!(count(&refused_at(100)), 10_000);
+}
+
+#[test]
+fn the_instances_outside_of_a_throttles_ramp_leave_its_bucket_alone() {
+    let world = World::new();
+    let half = Rule {
+        percent: 50,
+        ..rule("half", throttle(100), When::default())
+    };
+    let policy = world.policy(vec![half], vec![]);
+    let mut forwarded = 0;
+    for device in 0..1000_u32 {
+        let name = device.to_string();
+        let facts = world.request(ADDRESS, &[("instance", &name)]);
+        forwarded += u64::from(policy.decide(&facts, at(0.0)) == Verdict::Forward);
+    }
+    let half = policy.rules().next().unwrap();
+    assert!(half.shadow_matches() > 400, "{}", half.shadow_matches());
+    assert_eq!(forwarded, half.shadow_matches() + 100, "and the burst");
 }
 
 #[test]

@@ -55,6 +55,24 @@ fn a_limit_with_other_numbers_or_another_key_starts_anew() {
 }
 
 #[test]
+fn a_limit_with_another_key_starts_with_no_keys() {
+    let world = World::new();
+    let policy = world.policy(vec![], vec![limit("one", 1)]);
+    assert_eq!(word(&policy, &world, 0.0), "forward");
+    let by_network = LimitRule {
+        key: vec![AttributeId::NETWORK],
+        ..limit("one", 1)
+    };
+    for (new, expected) in [(limit("one", 1), 1), (by_network, 0)] {
+        let policy = world.recompile(vec![], vec![new], Some(&policy), at(0.5));
+        assert_eq!(
+            policy.limits().map(LimitInForce::keys).sum::<usize>(),
+            expected
+        );
+    }
+}
+
+#[test]
 fn a_limit_that_is_promoted_from_shadow_keeps_what_was_spent() {
     let world = World::new();
     let in_shadow = LimitRule {

@@ -85,11 +85,15 @@ impl Incident {
         policy
     }
 
-    fn verdict(&self, policy: &Policy, device: u32, now: Instant) -> Verdict {
+    fn facts(&self, device: u32) -> RequestFacts<'_> {
         let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + device));
         let mut facts = RequestFacts::new(&self.key, address);
         facts.set(AttributeId::INSTANCE, Cow::Owned(device.to_string()));
-        policy.decide(&facts, now)
+        facts
+    }
+
+    fn verdict(&self, policy: &Policy, device: u32, now: Instant) -> Verdict {
+        policy.decide(&self.facts(device), now)
     }
 
     fn is_served(&self, policy: &Policy, device: u32, now: Instant) -> bool {
@@ -274,4 +278,37 @@ fn a_spared_request_that_a_limit_refuses_costs_nothing_of_what_was_expected() {
         !incident.is_served(&policy, 2, Instant::ZERO),
         "the control: there are but two"
     );
+}
+
+#[test]
+fn under_a_throttle_known_devices_share_the_rest_when_what_was_expected_is_used_up() {
+    let incident = Incident {
+        expected: 1.0,
+        ..Incident::with_known(0..30)
+    };
+    let policy = incident.rule(throttle(20));
+    let served = (0..30).filter(|device| incident.is_served(&policy, *device, Instant::ZERO));
+    assert_eq!(
+        served.count(),
+        20,
+        "two are spared, and draw on the 20 of the throttle"
+    );
+}
+
+#[test]
+fn an_explanation_of_a_spared_request_spends_nothing() {
+    let incident = Incident::with_known(0..1);
+    let policy = incident.rule(block());
+    for _ in 0..100 {
+        let explained = policy.explain(&incident.facts(0), Instant::ZERO);
+        let [step] = explained.steps.as_slice() else {
+            panic!("there is one rule");
+        };
+        assert_eq!(
+            (step.outcome, explained.verdict),
+            ("spared", Verdict::Forward)
+        );
+    }
+    assert!(incident.is_served(&policy, 0, Instant::ZERO));
+    assert_eq!(policy.rules().next().unwrap().spared(), 1);
 }
