@@ -1,12 +1,16 @@
 //! The proxy around the engine: sockets, HTTP, files, time, metrics.
 //!
 //! Two ways lead through it. A request goes through [`request`], reads one policy and waits for
-//! nothing but its upstream; everything else happens in the control side, which publishes policies
-//! and shows what goes on. They meet in [`handover`] and in the traffic counters.
+//! nothing but its upstream; everything else happens in [`control`], which publishes policies, and
+//! [`admin`], which shows what goes on. They meet in [`handover`] and in the traffic counters.
 
 pub mod access_log;
+pub mod admin;
+pub mod app;
 pub mod check;
+pub mod cli;
 pub mod clock;
+pub mod control;
 pub mod handover;
 pub mod metrics;
 pub mod request;

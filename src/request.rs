@@ -25,4 +25,44 @@ pub(crate) mod serve;
 mod target;
 pub mod worker;
 
+use std::net::IpAddr;
+
+use http::{HeaderMap, Method, Uri, Version};
+use tidegate_engine::attribute::AttributeId;
+use tidegate_engine::policy::{Explanation, Policy, Route};
+use tidegate_engine::request::RequestFacts;
+use tidegate_engine::time::Instant;
+
 pub(crate) use body::{BodyFault, RequestBody};
+
+/// Says what would become of a request, the way it would go: target, identity, service, policy.
+///
+/// # Errors
+///
+/// The status and text with which the request would be refused before anybody decides, or 404 where
+/// no service answers.
+pub fn explain(
+    identify: &identify::Identify,
+    policy: &Policy,
+    address: IpAddr,
+    (method, uri, headers): (&Method, &Uri, &HeaderMap),
+    now: Instant,
+) -> Result<Explanation, (u16, &'static str)> {
+    let refused = |invalid: target::Invalid| (invalid.status, invalid.detail);
+    target::check_framing(headers, Version::HTTP_11, || false).map_err(refused)?;
+    let target = target::Target::read(method, uri, Version::HTTP_11, headers).map_err(refused)?;
+    let (host, path) = (&*target.host, &*target.path);
+    let readable = identify::Readable { headers, uri, method: method.as_str(), host, path };
+    let mut facts = identify.facts(address, readable).map_err(refused)?;
+    let route = policy.route(host, path).ok_or((404, "no service answers for this host and path"))?;
+    set_route(&mut facts, &route);
+    Ok(policy.explain(&facts, now))
+}
+
+/// Adds what the service's match says to the facts.
+fn set_route<'a>(facts: &mut RequestFacts<'a>, route: &Route<'a>) {
+    facts.set(AttributeId::SERVICE, route.service.into());
+    if let Some(path) = route.path {
+        facts.set(AttributeId::ROUTE, path.into());
+    }
+}

@@ -14,6 +14,7 @@ mod matcher;
 mod networks;
 mod route;
 mod sparing;
+mod trial;
 mod version;
 
 use std::sync::Arc;
@@ -115,7 +116,7 @@ impl Policy {
     /// Decides: spends what the request costs, counts what matched, and answers.
     pub fn decide(&self, facts: &RequestFacts<'_>, now: Instant) -> Verdict {
         match judge(self, facts, now, Counting) {
-            Judgement::Allowed => Verdict::Forward,
+            Judgement::Allowed(rule) => Verdict::Allow { rule: rule.rule.name.clone() },
             Judgement::Refused(cause, wait) => cause.refuse(wait),
             Judgement::Admitted(charges) => match charges.spend(now) {
                 Ok(()) => Verdict::Forward,

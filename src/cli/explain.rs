@@ -8,15 +8,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use tidegate_engine::policy::{Explanation, Policy, PolicyParts};
 use tidegate_engine::request::HashKey;
 use tidegate_engine::time::Instant;
 
 use super::{complain, say};
 use crate::check::EXIT_CONFIG;
-use crate::request::explain_request;
-use crate::request::identify::Identify;
+use crate::request::{self, identify::Identify};
 use crate::rules_folder::{load_rules, load_settings};
 
 #[derive(Debug, Args)]
@@ -98,7 +97,7 @@ impl Explain {
         if self.url.authority().is_none() && !headers.contains_key(http::header::HOST) {
             bail!("the URL has no host; write it like `http://acme.example.com{}`", self.url);
         }
-        explain_request(identify, policy, self.ip, &self.method, &self.url, Version::HTTP_11, &headers, now)
+        request::explain(identify, policy, self.ip, (&self.method, &self.url, &headers), now)
             .map_err(|(status, detail)| anyhow!("the request would be answered {status}: {detail}"))
     }
 

@@ -8,7 +8,6 @@ use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tidegate_engine::attribute::AttributeId;
 use tidegate_engine::traffic::{Arrival, Recorder, Standing};
 use tidegate_engine::verdict::Verdict;
 
@@ -19,6 +18,7 @@ use super::headers::{ForwardedFacts, RequestIds, check_trace, prepare_request, r
 use super::identify::{Identify, Readable};
 use super::observe::{Loggable, Observation, Observer};
 use super::refuse::Refuse;
+use super::set_route;
 use super::target::{Invalid, Target, check_framing};
 use crate::clock::Clock;
 use crate::handover::PolicyReader;
@@ -159,10 +159,7 @@ impl Worker {
             let route = policy.route(host, path);
             let service = route.map_or(usize::MAX, |route| route.index);
             if let Some(route) = &route {
-                facts.set(AttributeId::SERVICE, route.service.into());
-                if let Some(path) = route.path {
-                    facts.set(AttributeId::ROUTE, path.into());
-                }
+                set_route(&mut facts, route);
             }
             let mut observation = observe(service);
             let loggable = Loggable {

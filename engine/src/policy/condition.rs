@@ -29,7 +29,7 @@ impl Condition {
             Self::Network(network) => {
                 address(id, facts).is_some_and(|address| network.contains(&address))
             }
-            Self::Present(present) => (id.is_address() || facts.value(id).is_some()) == *present,
+            Self::Present(present) => facts.is_present(id) == *present,
             Self::Not(condition) => !condition.holds(id, facts),
             Self::AnyOf(conditions) => conditions.iter().any(|any| any.holds(id, facts)),
         }

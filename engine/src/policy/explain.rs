@@ -57,7 +57,8 @@ impl Policy {
     pub fn explain(&self, facts: &RequestFacts<'_>, now: Instant) -> Explanation {
         let mut steps = Vec::new();
         let verdict = match judge(self, facts, now, Explainer { steps: &mut steps }) {
-            Judgement::Allowed | Judgement::Admitted(_) => Verdict::Forward,
+            Judgement::Allowed(rule) => Verdict::Allow { rule: rule.rule.name.clone() },
+            Judgement::Admitted(_) => Verdict::Forward,
             Judgement::Refused(cause, wait) => cause.refuse(wait),
         };
         Explanation {

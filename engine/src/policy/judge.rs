@@ -52,8 +52,8 @@ pub(super) trait Witness<'p> {
     reason = "lives for one request, on the stack; a box would allocate for each"
 )]
 pub(super) enum Judgement<'p> {
-    /// An allow rule ended it: nothing is spent.
-    Allowed,
+    /// This allow rule ended it: nothing is spent.
+    Allowed(&'p RuleInForce),
     /// Refused, because of this: nothing is spent.
     Refused(Cause<'p>, Duration),
     /// Forwarded, if all of this can be spent.
@@ -206,7 +206,7 @@ impl<'p, W: Witness<'p>> Walk<'p, '_, W> {
             }
             Action::Allow => {
                 self.witness.saw(cause, enforced, Outcome::Allowed);
-                Some(Judgement::Allowed)
+                Some(Judgement::Allowed(rule))
             }
             Action::Drop | Action::Block { .. } | Action::Tarpit => {
                 if enforced && self.spare(rule) {
