@@ -6,6 +6,7 @@
 //! any other.
 
 pub mod attribute;
+pub mod detect;
 pub mod request;
 pub mod rules;
 pub mod service;
