@@ -1,13 +1,14 @@
 //! The decisions of Tidegate: pure and deterministic. No sockets, no files, no clock.
 //!
 //! A request's facts ([`request`]) meet the policy in force ([`policy`]), which answers a
-//! [`verdict`]. Each arrival is counted ([`traffic`]); once a tick the detector looks at the counts
-//! and says which sources must be throttled or blocked. Those are rules ([`rules`]) like any other.
+//! [`verdict`]. Each arrival is counted ([`traffic`]); once a tick the detector ([`detect`]) looks at
+//! the counts and says which sources must be throttled or blocked. Those are rules ([`rules`]) like any other.
 //!
 //! What operators write is read by [`rules_file`] and the proxy's settings over the same positioned
 //! tree ([`yaml`], [`reader`]), so that every [`problem`] has its place.
 
 pub mod attribute;
+pub mod detect;
 pub mod limit;
 pub mod policy;
 pub mod problem;

@@ -1,0 +1,454 @@
+//! Finds the source of a surge and decides what is done about it. Time is an argument; sockets, files
+//! and the request path are others' business.
+//!
+//! Once a tick (every 100 ms), in this order:
+//!
+//! 1. [`window`] takes what the workers counted ([`crate::traffic`]);
+//! 2. [`gate`] asks whether there is a surge, against what is normal ([`reference`]);
+//! 3. if so, [`blame`] asks which sources explain it;
+//! 4. [`nature`] asks whether each is a loop or a crowd, against what clients usually send ([`usual`]);
+//! 5. [`act`] carries each rule from throttle to block to release;
+//! 6. and what was calm is learnt.
+//!
+//! Memory, fixed: 5 MiB of reference, 5.6 MiB of usual clients, at worst 33 MiB of window (when each
+//! request of the last seconds is a combination of its own), 10 MiB of texts.
+
+mod act;
+mod blame;
+mod gate;
+mod incident;
+mod nature;
+mod pattern;
+mod reference;
+mod usual;
+mod watch;
+mod window;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ahash::AHashMap;
+
+use crate::attribute::{AttributeId, Schema};
+use crate::rules::Rule;
+use crate::source::Source;
+use crate::time::Instant;
+use crate::traffic::{Columns, Familiar, LeafKey, Names, Traffic};
+
+pub use incident::{Event, Evidence, Happening, Incident, IncidentId, Moment, RejectedCandidate};
+pub use nature::Nature;
+
+use act::{Change, Measure, Past, Situation, Stage};
+use gate::Gate;
+use incident::Incidents;
+use pattern::{Literal, Pattern};
+use reference::Reference;
+use usual::{Length, Usual};
+use watch::Suspicion;
+use window::{CLIENTS_KEPT, ClientKind, SECOND, Window};
+
+/// What the detector may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DetectionMode {
+    /// Nothing.
+    Off,
+    /// Makes rules that only count.
+    Suggest,
+    /// Throttles at most.
+    Throttle,
+    /// Throttles and blocks.
+    #[default]
+    Auto,
+}
+
+impl DetectionMode {
+    /// Returns the word for it in YAML and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Suggest => "suggest",
+            Self::Throttle => "throttle",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// How the detector is set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DetectionSpec {
+    /// What it may do.
+    pub mode: DetectionMode,
+    /// Share of normal traffic, 0 to 1, that a blocking rule may hit.
+    pub collateral_max: f64,
+    /// Share of normal traffic, 0 to 1, that all detected rules together may hit.
+    pub budget: f64,
+    /// How much normal traffic is learnt before a detected rule may block. Short ones also learn and
+    /// forget faster.
+    pub warmup: Duration,
+    /// How long a blocked source is calm before it is let through again.
+    pub calm: Duration,
+    /// How long it is watched with hardly anything let through.
+    pub probe: Duration,
+    /// Requests per second above what was expected that are no surge yet.
+    pub floor_per_second: f64,
+}
+
+impl Default for DetectionSpec {
+    fn default() -> Self {
+        Self {
+            mode: DetectionMode::Auto,
+            collateral_max: 0.01,
+            budget: 0.1,
+            warmup: Duration::from_mins(10),
+            calm: Duration::from_secs(15),
+            probe: Duration::from_secs(5),
+            floor_per_second: 20.0,
+        }
+    }
+}
+
+/// Which services' upstreams suffer: errors, latency or requests in flight well above normal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stress {
+    services: Vec<Arc<str>>,
+}
+
+impl Stress {
+    /// Nobody suffers.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// These services suffer.
+    pub fn on(services: Vec<Arc<str>>) -> Self {
+        Self { services }
+    }
+
+    /// Returns whether a source's traffic goes to a service that suffers.
+    fn concerns(&self, source: &Source) -> bool {
+        match source.get("service") {
+            Some(service) => self.services.iter().any(|name| **name == *service),
+            None => !self.services.is_empty(),
+        }
+    }
+}
+
+/// What came of a tick.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use]
+pub struct Tick {
+    /// What people should hear of, in order.
+    pub events: Vec<Event>,
+    /// Whether [`Detector::rules`] must be published again.
+    pub rules_changed: bool,
+}
+
+/// How long texts are kept after they were last asked for by traffic: one to two of these.
+const NAMES_KEPT: Duration = Duration::from_mins(1);
+
+/// How often unchanged rules are published again, so that their `until` moves on: a quarter of the
+/// shortest life.
+const RENEW_EVERY: Duration = Duration::from_secs(15);
+
+/// The least that an instance inside a source may send and still be spared, in requests per second.
+const USUAL_PER_INSTANCE_MIN: f64 = 1.0;
+
+/// When periodic work was last done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    settled: Instant,
+    long: Instant,
+    familiar: Instant,
+    names: Instant,
+    renewed: Instant,
+}
+
+/// Finds the sources of surges and keeps the rules against them.
+///
+/// Not `Clone`: it learns, and two that learn from one traffic would take it from one another.
+#[derive(Debug)]
+pub struct Detector {
+    schema: Arc<Schema>,
+    spec: DetectionSpec,
+    columns: Columns,
+    service: usize,
+    names: Names,
+    window: Window,
+    reference: Reference,
+    instances: Usual,
+    addresses: Usual,
+    gate: Gate,
+    suspicion: Option<Suspicion>,
+    measures: Vec<Measure>,
+    past: Past,
+    incidents: Incidents,
+    familiar: Arc<Familiar>,
+    clock: Clock,
+}
+
+impl Detector {
+    /// Makes a detector that knows nothing yet. Equal seeds and traffic give equal decisions.
+    pub fn new(schema: Arc<Schema>, spec: DetectionSpec, seed: u64) -> Self {
+        let columns = Columns::of(&schema);
+        Self {
+            service: columns
+                .of_attribute(AttributeId::SERVICE)
+                .unwrap_or(usize::MAX),
+            reference: Reference::new(spec.warmup, seed ^ 1),
+            window: Window::new(seed ^ 2),
+            schema,
+            spec,
+            columns,
+            names: Names::default(),
+            instances: Usual::default(),
+            addresses: Usual::default(),
+            gate: Gate::new(),
+            suspicion: None,
+            measures: Vec::new(),
+            past: Past::default(),
+            incidents: Incidents::default(),
+            familiar: Arc::default(),
+            clock: Clock::default(),
+        }
+    }
+
+    /// Looks at what came since the last tick. To be called every 100 ms; a longer gap is one long
+    /// tick.
+    pub fn tick(&mut self, traffic: &Traffic, stress: &Stress, now: Instant) -> Tick {
+        if !Arc::ptr_eq(&self.familiar, traffic.familiar()) {
+            self.familiar = Arc::clone(traffic.familiar());
+        }
+        self.window.collect(traffic, &mut self.names, now);
+        let mut rules_changed = self.step_measures(stress, now);
+        if self.spec.mode != DetectionMode::Off {
+            rules_changed |= self.watch(stress, now);
+        }
+        self.learn(now);
+        if !self.measures.is_empty() && now.since(self.clock.renewed) >= RENEW_EVERY {
+            rules_changed = true;
+        }
+        if rules_changed {
+            self.clock.renewed = now;
+        }
+        Tick {
+            events: self.incidents.take_events(),
+            rules_changed,
+        }
+    }
+
+    /// Returns the detected rules in force. `wall` is the time of day at `now`.
+    pub fn rules(&self, wall: SystemTime, now: Instant) -> Vec<Rule> {
+        self.measures
+            .iter()
+            .filter_map(|measure| measure.rule(&self.schema, &self.spec, &self.familiar, wall, now))
+            .collect()
+    }
+
+    /// Returns the last incidents, oldest first.
+    pub fn incidents(&self) -> &[Incident] {
+        self.incidents.all()
+    }
+
+    /// Returns whether enough normal traffic was learnt for a rule to block.
+    pub fn is_warm(&self) -> bool {
+        self.reference.trained() >= self.spec.warmup
+    }
+
+    /// Returns the requests per second that are expected of everybody.
+    pub fn expected_per_second(&self) -> f64 {
+        self.reference.level()
+    }
+
+    /// Takes back a detected rule at once, as an operator does. Returns whether there was one.
+    pub fn revoke(&mut self, name: &str, now: Instant) -> bool {
+        let at = self
+            .measures
+            .iter()
+            .position(|measure| measure.name.as_str() == name);
+        if let Some(at) = at {
+            let measure = self.measures.remove(at);
+            self.release(&measure, now);
+        }
+        at.is_some()
+    }
+
+    /// Returns the `n` sources with the most requests per second over the last second, by the given
+    /// attributes; addresses, the instance and secret attributes are left out.
+    pub fn top_sources(&self, by: &[AttributeId], n: usize) -> Vec<(Source, f64)> {
+        let by: Vec<usize> = by
+            .iter()
+            .filter_map(|id| self.columns.of_attribute(*id))
+            .collect();
+        let Some(newest) = self.window.newest() else {
+            return Vec::new();
+        };
+        let from = newest.until - SECOND;
+        let seconds = self.window.seconds_since(from);
+        let mut sums: AHashMap<Pattern, f64> = AHashMap::new();
+        for leaf in self.window.since(from).flat_map(|tick| &tick.leaves) {
+            let pattern = by.iter().fold(Pattern::default(), |pattern, column| {
+                match leaf.key.value(*column) {
+                    0 => pattern,
+                    value => pattern.with(Literal {
+                        column: *column,
+                        value,
+                    }),
+                }
+            });
+            *sums.entry(pattern).or_default() += leaf.requests;
+        }
+        let mut sums: Vec<(Pattern, f64)> = sums.into_iter().collect();
+        sums.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        sums.into_iter()
+            .filter_map(|(pattern, requests)| {
+                let source = pattern.source(&self.schema, &self.columns, &self.names)?;
+                Some((source, requests / seconds))
+            })
+            .take(n)
+            .collect()
+    }
+
+    /// Returns whether requests of this key are evidence: let through, and under no detected rule.
+    fn is_evidence(&self, key: &LeafKey) -> bool {
+        !key.refused()
+            && !self
+                .measures
+                .iter()
+                .any(|measure| measure.pattern.matches(key))
+    }
+
+    /// Carries each rule one step on.
+    fn step_measures(&mut self, stress: &Stress, now: Instant) -> bool {
+        let is_warm = self.is_warm();
+        let from = now - SECOND;
+        let seconds = self.window.seconds_since(from);
+        let mut changed = false;
+        let mut released = Vec::new();
+        for (at, measure) in self.measures.iter_mut().enumerate() {
+            let pattern = &measure.pattern;
+            let came = self.window.requests_since(from, |key| pattern.matches(key));
+            let offered = came / seconds.max(f64::MIN_POSITIVE);
+            let percent = measure.percent(&self.spec, now - Duration::from_millis(100));
+            let situation = Situation {
+                spec: &self.spec,
+                is_warm,
+                suffering: stress.concerns(&measure.source),
+                now,
+            };
+            let change = measure.step(offered, &situation);
+            changed |= change.is_some() || percent != measure.percent(&self.spec, now);
+            match change {
+                Some(Change::Blocked) => {
+                    self.incidents
+                        .happen(measure.incident, Happening::Blocked, now);
+                }
+                Some(Change::Probing) => {
+                    self.incidents
+                        .happen(measure.incident, Happening::Probing, now);
+                }
+                Some(Change::Released) => released.push(at),
+                None => {}
+            }
+        }
+        for at in released.into_iter().rev() {
+            let measure = self.measures.remove(at);
+            self.release(&measure, now);
+        }
+        changed
+    }
+
+    fn release(&mut self, measure: &Measure, now: Instant) {
+        self.past.remember(&measure.source, measure.ttl, now);
+        self.incidents
+            .happen(measure.incident, Happening::Released, now);
+        self.gate.reset();
+    }
+
+    /// Learns what was calm a second ago, and lets time pass over what was learnt.
+    fn learn(&mut self, now: Instant) {
+        let calm = self.may_learn(now);
+        if calm && let Some(tick) = self.window.of_age(SECOND) {
+            let held: f64 = self.measures.iter().map(|measure| measure.expected).sum();
+            let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
+            let (measures, suspects) = (&self.measures, suspects);
+            let leaves = tick.leaves.iter().filter(|leaf| {
+                !leaf.key.refused()
+                    && !measures
+                        .iter()
+                        .any(|measure| measure.pattern.matches(&leaf.key))
+                    && !suspects.iter().any(|suspect| suspect.matches(&leaf.key))
+            });
+            self.reference.learn(leaves, tick.seconds(), held);
+        }
+        if now.since(self.clock.settled) >= SECOND {
+            self.clock.settled = now;
+            let measures = &self.measures;
+            self.reference.settle(self.columns.len(), |key| {
+                measures.iter().any(|measure| measure.pattern.matches(key))
+            });
+            if calm && !self.is_alarmed() {
+                self.learn_clients(now);
+            }
+        }
+        if now.since(self.clock.familiar) >= self.settle_every() {
+            self.clock.familiar = now;
+            if self.is_alarmed() || !self.measures.is_empty() {
+                self.familiar.discard();
+            } else {
+                self.familiar.settle();
+            }
+        }
+        if now.since(self.clock.names) >= NAMES_KEPT {
+            self.clock.names = now;
+            self.names.turn();
+        }
+    }
+
+    fn learn_clients(&mut self, now: Instant) {
+        let rules: Vec<Pattern> = self
+            .measures
+            .iter()
+            .map(|measure| measure.pattern.who(&self.columns))
+            .collect();
+        let belongs = |key: &LeafKey| !key.refused() && !rules.iter().any(|rule| rule.matches(key));
+        let fade = self.reference.fading(SECOND);
+        let long = now.since(self.clock.long) >= CLIENTS_KEPT / 2
+            && self.window.seconds_since(now - CLIENTS_KEPT) > CLIENTS_KEPT.as_secs_f64() * 0.9;
+        if long {
+            self.clock.long = now;
+        }
+        for (kind, usual) in [
+            (ClientKind::Instance, &mut self.instances),
+            (ClientKind::Address, &mut self.addresses),
+        ] {
+            usual.fade(fade);
+            let second = self.window.clients_since(kind, now - SECOND, belongs);
+            usual.learn(&second, Length::Second);
+            if long {
+                let clients = self.window.clients_since(kind, now - CLIENTS_KEPT, belongs);
+                usual.learn(&clients, Length::Long);
+            }
+        }
+    }
+
+    /// How long an instance waits, twice, before it is known.
+    fn settle_every(&self) -> Duration {
+        (self.spec.warmup / 4).clamp(Duration::from_secs(2), Duration::from_secs(30))
+    }
+
+    fn usual_per_instance(&self, who: &Pattern) -> f64 {
+        let long = self
+            .instances
+            .of(who, Length::Long)
+            .map(|tally| tally.upper_bound() / CLIENTS_KEPT.as_secs_f64());
+        let second = || {
+            self.instances
+                .of(who, Length::Second)
+                .map(|tally| tally.upper_bound())
+        };
+        long.or_else(second)
+            .unwrap_or(USUAL_PER_INSTANCE_MIN)
+            .max(USUAL_PER_INSTANCE_MIN)
+    }
+}

@@ -1,0 +1,200 @@
+//! Which sources explain a surge? Runs on alarm only.
+//!
+//! [`search`] finds the conjunction of values with the most excess for the least normal traffic;
+//! [`describe`] turns it into the source that people would name; what a mere shift of the mix explains
+//! is refused. Then its traffic is taken out and the rest searched again.
+
+mod describe;
+mod search;
+mod table;
+
+pub(super) use table::Table;
+
+use super::pattern::{Literal, Pattern};
+use crate::attribute::Side;
+use crate::traffic::Columns;
+
+/// The most causes of one surge.
+const CAUSES_MAX: usize = 8;
+
+/// The most refused candidates that are kept for people.
+const REJECTED_MAX: usize = 16;
+
+/// Share of the surge below which a cause is not worth a rule.
+const COVERAGE_MIN: f64 = 0.1;
+
+/// How much normal traffic weighs against excess. First what is nearly pure (more than five times
+/// what was expected), then what at least doubled.
+const LAMBDAS: [f64; 2] = [4.0, 1.0];
+
+/// Share of a cause's excess that each more general source must show too, everybody included. A
+/// version that replaces another has excess, everybody has none.
+const PARENT_EXCESS_MIN: f64 = 0.5;
+
+/// What blame needs to know of the rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms<'a> {
+    pub(super) columns: &'a Columns,
+    /// Requests per second that are no surge.
+    pub(super) floor_per_second: f64,
+    /// Variance / mean of everybody's counts.
+    pub(super) dispersion: f64,
+}
+
+/// A source that explains part of a surge.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Cause {
+    pub(super) pattern: Pattern,
+    /// Requests per second.
+    pub(super) observed: f64,
+    /// Requests per second.
+    pub(super) expected: f64,
+    /// Share of the surge that it explains.
+    pub(super) coverage: f64,
+    /// Share of normal traffic that a rule would hit.
+    pub(super) collateral: f64,
+}
+
+/// A source that was considered and refused.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Refused {
+    pub(super) pattern: Pattern,
+    pub(super) why: String,
+}
+
+/// What blame found.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Blame {
+    pub(super) causes: Vec<Cause>,
+    pub(super) refused: Vec<Refused>,
+}
+
+impl Blame {
+    fn refuse(&mut self, pattern: Pattern, why: String) {
+        let known = self
+            .refused
+            .iter()
+            .any(|refused| refused.pattern == pattern);
+        if self.refused.len() < REJECTED_MAX && !known {
+            self.refused.push(Refused { pattern, why });
+        }
+    }
+}
+
+/// Finds the sources that explain the excess of `table`; `services` are the alarmed ones, searched by
+/// themselves when everybody together shows no surge.
+pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> Blame {
+    let mut found = Blame::default();
+    let roots = std::iter::once(Pattern::default()).chain(
+        services
+            .iter()
+            .map(|service| Pattern::default().with(*service)),
+    );
+    let mut taken: Vec<Pattern> = Vec::new();
+    for root in roots {
+        let within = |row: &table::Row| {
+            root.matches(&row.key) && !taken.iter().any(|cause| cause.matches(&row.key))
+        };
+        let mut rows = table.pick(within);
+        let surge = table.sum(&rows);
+        let noise = 3.0 * (terms.dispersion * surge.expected / table.seconds).sqrt();
+        let least = (COVERAGE_MIN * surge.excess()).max(terms.floor_per_second);
+        while found.causes.len() < CAUSES_MAX {
+            let rest = table.sum(&rows);
+            if rest.excess() < least.max(noise) {
+                break;
+            }
+            let Some(cause) = next_cause(table, &rows, &root, terms, least, &mut found) else {
+                break;
+            };
+            rows.retain(|row| table.row(*row).is_some_and(|row| !cause.matches(&row.key)));
+            let sums = table.sum_of(&cause);
+            taken.push(cause.clone());
+            found.causes.push(Cause {
+                observed: sums.observed,
+                expected: sums.expected,
+                coverage: (sums.excess() / surge.excess()).clamp(0.0, 1.0),
+                collateral: sums.expected / table.everybody().expected.max(f64::MIN_POSITIVE),
+                pattern: cause,
+            });
+        }
+    }
+    found
+}
+
+/// Finds the one source with the most excess for the least normal traffic.
+fn next_cause(
+    table: &Table,
+    rows: &[u32],
+    root: &Pattern,
+    terms: &Terms<'_>,
+    least: f64,
+    found: &mut Blame,
+) -> Option<Pattern> {
+    for lambda in LAMBDAS {
+        let Some(core) = search::search(table, rows, root, lambda, terms.columns) else {
+            continue;
+        };
+        let described = describe::describe(table, rows, &core, lambda, terms.columns);
+        if described.who(terms.columns).is_everybody() {
+            let why = "describes what is asked for, not who asks".to_owned();
+            found.refuse(core, why);
+            continue;
+        }
+        let sums = table.sum_within(rows, &described);
+        if sums.excess() < least || sums.observed < 2.0 * sums.expected {
+            found.refuse(described, "too small a part of the surge".to_owned());
+            continue;
+        }
+        if let Some(parent) = shift_of_the_mix(table, rows, &described, terms) {
+            let than = if parent.is_everybody() {
+                "the total"
+            } else {
+                "what it is part of"
+            };
+            found.refuse(
+                described,
+                format!("a shift of the mix: {than} has not risen with it"),
+            );
+            continue;
+        }
+        for literal in described.literals() {
+            let parent = described.without(*literal);
+            let share = table.sum_of(&parent).expected / table.everybody().expected.max(1e-9);
+            let gain = sums.expected / table.everybody().expected.max(1e-9);
+            if !parent.is_everybody() && share > gain {
+                let why = format!("would hit {:.2} % of normal traffic", 100.0 * share);
+                found.refuse(parent, why);
+            }
+        }
+        return Some(described);
+    }
+    None
+}
+
+/// Returns the more general source that has not risen as it should have, if there is one.
+fn shift_of_the_mix(
+    table: &Table,
+    rows: &[u32],
+    cause: &Pattern,
+    terms: &Terms<'_>,
+) -> Option<Pattern> {
+    let excess = table.sum_within(rows, cause).excess();
+    let parents = cause
+        .literals()
+        .iter()
+        .map(|literal| cause.without(*literal))
+        .chain(std::iter::once(Pattern::default()));
+    parents.into_iter().find(|parent| {
+        let sums = table.sum_within(rows, parent);
+        let noise = 2.0 * (terms.dispersion * sums.expected / table.seconds).sqrt();
+        sums.excess() < PARENT_EXCESS_MIN * excess + noise
+    })
+}
+
+/// Returns whether a column describes the client.
+fn is_who(columns: &Columns, column: usize) -> bool {
+    columns
+        .get(column)
+        .is_some_and(|column| column.side == Side::Who)
+}

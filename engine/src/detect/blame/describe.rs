@@ -1,0 +1,155 @@
+//! Turns a conjunction that separates into the source that people would name.
+//!
+//! What separates today may be too wide tomorrow: a version never seen before separates by itself,
+//! until the next app ships it. So the source is named by every one of the operator's own client
+//! attributes in which the excess shares one value ([`SHARED_MIN`]), whether or not it cuts normal
+//! traffic now, except what goes without saying:
+//!
+//! - a value that nearly everybody has ([`COMMON_MIN`]), and
+//! - a twin of a value already named: where the one is, the other nearly always is
+//!   ([`TWIN_IMPLIES`]), and not only by being the larger of many ([`TWIN_BACK`]). `platform=android`
+//!   is a twin of `sdk=chat-android`; `sdk=chat-android` is none of `app=acme`, even if that customer
+//!   has no other client, for most of that SDK's clients are other customers'. A version has no
+//!   twin: it says little without what it is a version of.
+//!
+//! The rarest value is named first, so of two twins the narrower remains. Fingerprints (`user_agent`,
+//! `ja4`) and what is asked for (`service`, `route`, …) are added only where they spare a good part
+//! of the source's normal traffic ([`CUT_MIN`]).
+
+use ahash::AHashMap;
+
+use super::is_who;
+use super::table::{Sums, Table};
+use crate::detect::pattern::{Literal, Pattern};
+use crate::traffic::Columns;
+
+/// Share of the excess that has the value.
+const SHARED_MIN: f64 = 0.97;
+
+/// Share of the excess that all values together keep.
+const KEPT_MIN: f64 = 0.95;
+
+/// Share of normal traffic from which on a value says nothing.
+const COMMON_MIN: f64 = 0.9;
+
+/// Share of the one's normal traffic that also has the other.
+const TWIN_IMPLIES: f64 = 0.9;
+
+/// Share of the other's that also has the one.
+const TWIN_BACK: f64 = 0.5;
+
+/// Share of the source's normal traffic that a fingerprint or a what attribute must spare, and share
+/// of everybody's below which it does not matter.
+const CUT_MIN: f64 = 0.3;
+const CUT_MATTERS: f64 = 0.001;
+
+/// Utility that the description may lose against the conjunction, as a share of the excess.
+const LOSS_MAX: f64 = 0.05;
+
+/// Returns the source to name for `core`, found within `rows`.
+pub(super) fn describe(
+    table: &Table,
+    rows: &[u32],
+    core: &Pattern,
+    lambda: f64,
+    columns: &Columns,
+) -> Pattern {
+    let target = table.sum_within(rows, core);
+    let keeps =
+        |pattern: &Pattern| table.sum_within(rows, pattern).excess() >= KEPT_MIN * target.excess();
+    let own = shared(
+        table,
+        rows,
+        core,
+        |at| columns.get(at).is_some_and(|column| column.own) && is_who(columns, at),
+        columns,
+    );
+    let mut own: Vec<(f64, Literal)> = own
+        .into_iter()
+        .map(|literal| {
+            (
+                table.sum_of(&Pattern::default().with(literal)).expected,
+                literal,
+            )
+        })
+        .collect();
+    own.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+
+    let mut chosen = Pattern::default();
+    for (expected, literal) in own {
+        let common = expected >= COMMON_MIN * table.everybody().expected;
+        let twin = chosen
+            .literals()
+            .iter()
+            .filter(|other| {
+                !columns
+                    .get(other.column)
+                    .is_some_and(|column| column.version)
+            })
+            .any(|other| are_twins(table, *other, literal));
+        let tentative = chosen.with(literal);
+        if !common && !twin && keeps(&tentative) {
+            chosen = tentative;
+        }
+    }
+
+    let worth = |pattern: &Pattern| table.sum_within(rows, pattern).utility(lambda);
+    for literal in core.literals() {
+        let loses = worth(&chosen) < target.utility(lambda) - LOSS_MAX * target.excess();
+        if chosen.is_everybody() || loses {
+            chosen = chosen.with(*literal);
+        }
+    }
+
+    let others = shared(
+        table,
+        rows,
+        &chosen,
+        |at| !(columns.get(at).is_some_and(|column| column.own) && is_who(columns, at)),
+        columns,
+    );
+    for literal in others {
+        let narrower = chosen.with(literal);
+        let before = table.sum_of(&chosen).expected;
+        let spared = before - table.sum_of(&narrower).expected;
+        let matters = spared >= CUT_MATTERS * table.everybody().expected;
+        if matters && spared >= CUT_MIN * before && keeps(&narrower) {
+            chosen = narrower;
+        }
+    }
+    chosen
+}
+
+/// Returns the values that nearly all of a source's excess has, one a column.
+fn shared(
+    table: &Table,
+    rows: &[u32],
+    source: &Pattern,
+    takes_part: impl Fn(usize) -> bool,
+    columns: &Columns,
+) -> Vec<Literal> {
+    let target = table.sum_within(rows, source).excess();
+    let mut found = Vec::new();
+    for column in (0..columns.len()).filter(|at| takes_part(*at)) {
+        let mut sums: AHashMap<u32, Sums> = AHashMap::new();
+        for row in table.rows(rows).filter(|row| source.matches(&row.key)) {
+            sums.entry(row.key.value(column)).or_default().add(row);
+        }
+        let literal = sums
+            .into_iter()
+            .filter(|(value, sums)| *value != 0 && sums.excess() >= SHARED_MIN * target)
+            .max_by(|a, b| a.1.excess().total_cmp(&b.1.excess()).then(b.0.cmp(&a.0)))
+            .map(|(value, _)| Literal { column, value });
+        found.extend(literal);
+    }
+    found
+}
+
+/// Returns whether naming `next` besides `named` goes without saying.
+fn are_twins(table: &Table, named: Literal, next: Literal) -> bool {
+    let expected = |pattern: Pattern| table.sum_of(&pattern).expected;
+    let named_alone = expected(Pattern::default().with(named));
+    let next_alone = expected(Pattern::default().with(next));
+    let both = expected(Pattern::default().with(named).with(next));
+    both > 0.0 && both >= TWIN_IMPLIES * named_alone && both >= TWIN_BACK * next_alone
+}

@@ -1,0 +1,123 @@
+//! Finds the conjunction with the highest utility: excess − λ·expected.
+//!
+//! Utility adds up over rows, so no narrower source can have more than the sum of the rows that gain:
+//! a branch whose bound is below the best found is cut (branch and bound over weighted relative
+//! accuracy, Lavrač et al. 1999). A beam bounds the work where that does not suffice.
+
+use std::collections::BTreeSet;
+
+use ahash::AHashMap;
+
+use super::table::{Sums, Table};
+use super::{COVERAGE_MIN, is_who};
+use crate::detect::pattern::{Literal, Pattern};
+use crate::traffic::Columns;
+
+/// The most attributes of a conjunction.
+const DEPTH_MAX: usize = 4;
+
+/// The most candidates extended at each depth.
+const BEAM: usize = 16;
+
+/// What one more attribute must bring, as a share of the surge; what describes the request more than
+/// what describes the client, so that the client is named where both fit.
+const WHO_PRICE: f64 = 0.01;
+const WHAT_PRICE: f64 = 0.02;
+
+struct Node {
+    pattern: Pattern,
+    rows: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    sums: Sums,
+    bound: f64,
+}
+
+/// Returns the best conjunction within `root`, or `None` where nothing is better than `root` itself.
+pub(super) fn search(
+    table: &Table,
+    rows: &[u32],
+    root: &Pattern,
+    lambda: f64,
+    columns: &Columns,
+) -> Option<Pattern> {
+    let surge = table.sum(rows);
+    let price = |pattern: &Pattern| {
+        let share: f64 = pattern
+            .literals()
+            .iter()
+            .filter(|literal| !root.names_column(literal.column))
+            .map(|literal| {
+                if is_who(columns, literal.column) {
+                    WHO_PRICE
+                } else {
+                    WHAT_PRICE
+                }
+            })
+            .sum();
+        share * surge.excess()
+    };
+    let mut best = (surge.utility(lambda).max(0.0), None);
+    let mut beam = vec![Node {
+        pattern: root.clone(),
+        rows: rows.to_vec(),
+    }];
+    let mut met = BTreeSet::new();
+    for _ in 0..DEPTH_MAX {
+        let mut candidates: Vec<(f64, Pattern, usize, Literal)> = Vec::new();
+        for (parent, node) in beam.iter().enumerate() {
+            for column in (0..columns.len()).filter(|at| !node.pattern.names_column(*at)) {
+                for (value, sum) in split(table, &node.rows, column, lambda) {
+                    let literal = Literal { column, value };
+                    if value == 0 || sum.sums.excess() < COVERAGE_MIN * surge.excess() {
+                        continue;
+                    }
+                    let pattern = node.pattern.with(literal);
+                    let price = price(&pattern);
+                    if sum.bound - price <= best.0 || !met.insert(pattern.clone()) {
+                        continue;
+                    }
+                    let score = sum.sums.utility(lambda) - price;
+                    candidates.push((score, pattern, parent, literal));
+                }
+            }
+        }
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        if let Some((score, pattern, ..)) = candidates.first()
+            && *score > best.0
+        {
+            best = (*score, Some(pattern.clone()));
+        }
+        candidates.truncate(BEAM);
+        beam = candidates
+            .into_iter()
+            .filter_map(|(_, pattern, parent, literal)| {
+                let rows = beam.get(parent)?.rows.iter().copied();
+                let matches =
+                    |at: &u32| table.row(*at).is_some_and(|row| literal.matches(&row.key));
+                Some(Node {
+                    rows: rows.filter(matches).collect(),
+                    pattern,
+                })
+            })
+            .collect();
+        if beam.is_empty() {
+            break;
+        }
+    }
+    best.1
+}
+
+/// Adds up rows by the value in a column.
+fn split(table: &Table, rows: &[u32], column: usize, lambda: f64) -> AHashMap<u32, Sum> {
+    let mut sums: AHashMap<u32, Sum> = AHashMap::new();
+    for row in table.rows(rows) {
+        let sum = sums.entry(row.key.value(column)).or_default();
+        sum.sums.add(row);
+        let utility = row.observed - (1.0 + lambda) * row.expected;
+        sum.bound += utility.max(0.0);
+    }
+    sums
+}

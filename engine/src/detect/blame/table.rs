@@ -1,0 +1,120 @@
+//! Observed and expected requests per second of each combination: what blame works on.
+
+use ahash::AHashMap;
+
+use crate::detect::pattern::Pattern;
+use crate::traffic::LeafKey;
+
+/// One combination.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::detect) struct Row {
+    pub(in crate::detect) key: LeafKey,
+    /// Requests per second.
+    pub(in crate::detect) observed: f64,
+    /// Requests per second.
+    pub(in crate::detect) expected: f64,
+}
+
+/// What several rows come to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::detect) struct Sums {
+    pub(in crate::detect) observed: f64,
+    pub(in crate::detect) expected: f64,
+}
+
+impl Sums {
+    pub(in crate::detect) fn excess(&self) -> f64 {
+        self.observed - self.expected
+    }
+
+    pub(super) fn utility(&self, lambda: f64) -> f64 {
+        self.excess() - lambda * self.expected
+    }
+
+    pub(super) fn add(&mut self, row: &Row) {
+        self.observed += row.observed;
+        self.expected += row.expected;
+    }
+}
+
+/// All combinations, observed over `seconds`.
+#[derive(Debug)]
+pub(in crate::detect) struct Table {
+    rows: Vec<Row>,
+    places: AHashMap<u64, usize>,
+    everybody: Sums,
+    pub(in crate::detect) seconds: f64,
+}
+
+impl Table {
+    pub(in crate::detect) fn new(seconds: f64) -> Self {
+        Self {
+            rows: Vec::new(),
+            places: AHashMap::new(),
+            everybody: Sums::default(),
+            seconds,
+        }
+    }
+
+    /// Adds requests per second to a combination.
+    pub(in crate::detect) fn add(&mut self, key: &LeafKey, observed: f64, expected: f64) {
+        let next = self.rows.len();
+        let at = *self.places.entry(key.tag()).or_insert(next);
+        let more = Row {
+            key: *key,
+            observed,
+            expected,
+        };
+        self.everybody.add(&more);
+        if let Some(row) = self.rows.get_mut(at) {
+            row.observed += observed;
+            row.expected += expected;
+        } else {
+            self.rows.push(more);
+        }
+    }
+
+    pub(super) fn row(&self, at: u32) -> Option<&Row> {
+        self.rows.get(at as usize)
+    }
+
+    pub(super) fn rows<'a>(&'a self, at: &'a [u32]) -> impl Iterator<Item = &'a Row> {
+        at.iter().filter_map(|at| self.row(*at))
+    }
+
+    pub(super) fn pick(&self, belongs: impl Fn(&Row) -> bool) -> Vec<u32> {
+        (0_u32..)
+            .zip(&self.rows)
+            .filter(|(_, row)| belongs(row))
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    pub(super) fn sum(&self, rows: &[u32]) -> Sums {
+        let mut sums = Sums::default();
+        for row in self.rows(rows) {
+            sums.add(row);
+        }
+        sums
+    }
+
+    pub(super) fn sum_within(&self, rows: &[u32], pattern: &Pattern) -> Sums {
+        let mut sums = Sums::default();
+        for row in self.rows(rows).filter(|row| pattern.matches(&row.key)) {
+            sums.add(row);
+        }
+        sums
+    }
+
+    pub(super) fn sum_of(&self, pattern: &Pattern) -> Sums {
+        let mut sums = Sums::default();
+        for row in self.rows.iter().filter(|row| pattern.matches(&row.key)) {
+            sums.add(row);
+        }
+        sums
+    }
+
+    pub(super) fn everybody(&self) -> Sums {
+        self.everybody
+    }
+}

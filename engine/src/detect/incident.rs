@@ -1,0 +1,195 @@
+//! What is told to people: incidents, their evidence, and what happened when.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::nature::Nature;
+use crate::source::Source;
+use crate::time::Instant;
+use crate::verdict::Name;
+
+/// The number of an incident, counted from 1 since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct IncidentId(pub u64);
+
+/// A source that was considered and not made a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RejectedCandidate {
+    /// The source.
+    pub when: Source,
+    /// Why not.
+    pub why: Arc<str>,
+}
+
+/// Why a source is believed to be the cause.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Evidence {
+    /// Share of the surge that the source explains, 0 to 1.
+    pub coverage: f64,
+    /// Share of normal traffic that a rule for it hits, 0 to 1.
+    pub collateral: f64,
+    /// Requests per second that the source sent when it was found.
+    pub observed_rate: f64,
+    /// Requests per second that were expected of it.
+    pub expected_rate: f64,
+    /// Instances of it that sent something within a second.
+    pub instances: f64,
+    /// Requests of each of those within that second.
+    pub requests_per_instance: f64,
+    /// What was considered besides.
+    pub rejected_candidates: Vec<RejectedCandidate>,
+}
+
+/// What an incident has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Happening {
+    /// Arrivals are well above what was expected.
+    Surge,
+    /// The source was found, and gets what it usually sends.
+    Throttled,
+    /// The source is blocked, but for its known and well-behaved instances.
+    Blocked,
+    /// Calm enough that a few blocked ones are let through to see what they do.
+    Probing,
+    /// The rule is gone.
+    Released,
+    /// More clients, each as usual: reported, not acted upon.
+    Crowd,
+    /// Nothing that separates good from bad explains the surge.
+    NotLocalisable,
+    /// The surge went away by itself.
+    Ended,
+}
+
+/// One line of an incident's timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Moment {
+    /// What happened.
+    pub what: Happening,
+    /// When.
+    #[serde(rename = "at_s", serialize_with = "seconds")]
+    pub at: Instant,
+}
+
+/// One surge of one source, from the first alarm to the release.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Incident {
+    /// Its number.
+    pub id: IncidentId,
+    /// When the surge began, as far as the test can tell; seconds on the process's clock.
+    #[serde(rename = "began_s", serialize_with = "seconds")]
+    pub began: Instant,
+    /// The source, once it is known.
+    pub source: Option<Source>,
+    /// Loop or crowd, once it is known.
+    pub nature: Option<Nature>,
+    /// The rule that was made.
+    pub rule: Option<Name>,
+    /// Why.
+    pub evidence: Evidence,
+    /// What happened when, oldest first.
+    pub timeline: Vec<Moment>,
+    /// Whether it goes on.
+    pub active: bool,
+}
+
+/// Something that people should hear of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Event {
+    /// Which incident.
+    pub incident: IncidentId,
+    /// What happened.
+    pub what: Happening,
+    /// When.
+    #[serde(rename = "at_s", serialize_with = "seconds")]
+    pub at: Instant,
+    /// The source, where it is known.
+    pub source: Option<Source>,
+    /// The rule, where there is one.
+    pub rule: Option<Name>,
+    /// Why.
+    pub evidence: Evidence,
+}
+
+/// The most incidents and moments of each that are remembered: 256 × about 6 KiB = 1.5 MiB.
+const INCIDENTS_MAX: usize = 256;
+const MOMENTS_MAX: usize = 64;
+
+/// All incidents, oldest first, and the events of the current tick.
+#[derive(Debug, Default)]
+pub(super) struct Incidents {
+    last: u64,
+    incidents: Vec<Incident>,
+    events: Vec<Event>,
+}
+
+impl Incidents {
+    pub(super) fn all(&self) -> &[Incident] {
+        &self.incidents
+    }
+
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Opens an incident with the moment of its alarm.
+    pub(super) fn open(&mut self, began: Instant, now: Instant) -> IncidentId {
+        if self.incidents.len() >= INCIDENTS_MAX {
+            let oldest = self.incidents.iter().position(|incident| !incident.active);
+            self.incidents.remove(oldest.unwrap_or(0));
+        }
+        self.last += 1;
+        let id = IncidentId(self.last);
+        self.incidents.push(Incident {
+            id,
+            began,
+            source: None,
+            nature: None,
+            rule: None,
+            evidence: Evidence::default(),
+            timeline: Vec::new(),
+            active: true,
+        });
+        self.happen(id, Happening::Surge, now);
+        id
+    }
+
+    /// Changes an incident.
+    pub(super) fn update(&mut self, id: IncidentId, change: impl FnOnce(&mut Incident)) {
+        if let Some(incident) = self.incidents.iter_mut().find(|incident| incident.id == id) {
+            change(incident);
+        }
+    }
+
+    /// Adds a moment to an incident, and tells it.
+    pub(super) fn happen(&mut self, id: IncidentId, what: Happening, at: Instant) {
+        let Some(incident) = self.incidents.iter_mut().find(|incident| incident.id == id) else {
+            return;
+        };
+        if incident.timeline.len() < MOMENTS_MAX {
+            incident.timeline.push(Moment { what, at });
+        }
+        if matches!(what, Happening::Released | Happening::Ended) {
+            incident.active = false;
+        }
+        self.events.push(Event {
+            incident: id,
+            what,
+            at,
+            source: incident.source.clone(),
+            rule: incident.rule.clone(),
+            evidence: incident.evidence.clone(),
+        });
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn seconds<S: serde::Serializer>(at: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(at.as_secs_f64())
+}

@@ -1,0 +1,86 @@
+//! A source as the sketches see it: hashes in columns. [`Source`] is the same for people.
+
+use crate::attribute::{Schema, Side};
+use crate::source::Source;
+use crate::traffic::{Columns, LeafKey, Names};
+
+/// One attribute value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Literal {
+    pub(super) column: usize,
+    pub(super) value: u32,
+}
+
+impl Literal {
+    pub(super) fn matches(self, key: &LeafKey) -> bool {
+        key.value(self.column) == self.value
+    }
+}
+
+/// A conjunction of attribute values, in order of column; none: everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Pattern {
+    literals: Vec<Literal>,
+}
+
+impl Pattern {
+    pub(super) fn literals(&self) -> &[Literal] {
+        &self.literals
+    }
+
+    pub(super) fn is_everybody(&self) -> bool {
+        self.literals.is_empty()
+    }
+
+    pub(super) fn with(&self, literal: Literal) -> Self {
+        let mut literals = self.literals.clone();
+        if !literals.contains(&literal) {
+            literals.push(literal);
+            literals.sort_unstable();
+        }
+        Self { literals }
+    }
+
+    pub(super) fn without(&self, literal: Literal) -> Self {
+        let kept = |other: &Literal| *other != literal;
+        Self {
+            literals: self.literals.iter().copied().filter(kept).collect(),
+        }
+    }
+
+    pub(super) fn names_column(&self, column: usize) -> bool {
+        self.literals.iter().any(|literal| literal.column == column)
+    }
+
+    pub(super) fn matches(&self, key: &LeafKey) -> bool {
+        self.literals.iter().all(|literal| literal.matches(key))
+    }
+
+    /// Returns the part that describes the client.
+    pub(super) fn who(&self, columns: &Columns) -> Self {
+        let is_who = |literal: &&Literal| {
+            columns
+                .get(literal.column)
+                .is_some_and(|column| column.side == Side::Who)
+        };
+        Self {
+            literals: self.literals.iter().filter(is_who).copied().collect(),
+        }
+    }
+
+    /// Returns the source in words, or `None` while a text is not known.
+    pub(super) fn source(
+        &self,
+        schema: &Schema,
+        columns: &Columns,
+        names: &Names,
+    ) -> Option<Source> {
+        let mut source = Source::everybody();
+        for literal in &self.literals {
+            let column = columns.get(literal.column)?;
+            let text = names.text(literal.column, literal.value)?;
+            source = source.with(schema.name(column.attribute), text);
+        }
+        Some(source)
+    }
+}

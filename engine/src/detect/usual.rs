@@ -1,0 +1,196 @@
+//! How much one client usually sends: requests per instance and per address, by who they are.
+
+use ahash::AHashMap;
+
+use super::pattern::Pattern;
+use super::window::Clients;
+use crate::traffic::LeafKey;
+
+/// The most combinations of who attributes that are kept apart: 16,384 × 176 B = 2.8 MiB, once for
+/// instances and once for addresses. Who comes later is part of everybody only.
+const ROWS_MAX: usize = 1 << 14;
+
+/// Clients that must have been counted before a mean is used.
+const CLIENTS_MIN: f64 = 30.0;
+
+/// A decayed count of clients in windows of one length.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    /// Clients that sent anything in a window.
+    pub(super) clients: f64,
+    requests: f64,
+    squares: f64,
+    singles: f64,
+}
+
+impl Tally {
+    /// Returns requests per client that sent anything; at least 1.
+    pub(super) fn mean(&self) -> f64 {
+        (self.requests / self.clients).max(1.0)
+    }
+
+    /// Returns an upper bound of it for one client: 3 standard deviations above the mean.
+    pub(super) fn upper_bound(&self) -> f64 {
+        let variance = (self.squares / self.clients - self.mean().powi(2)).max(0.0);
+        self.mean() + 3.0 * variance.sqrt()
+    }
+
+    /// Returns the share of clients that sent exactly one request.
+    pub(super) fn single_share(&self) -> f64 {
+        self.singles / self.clients
+    }
+
+    fn add(&mut self, requests: u32, weight: f64) {
+        let requests = f64::from(requests);
+        self.clients += weight;
+        self.requests += weight * requests;
+        self.squares += weight * requests * requests;
+        if requests < 1.5 {
+            self.singles += weight;
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.clients += other.clients;
+        self.requests += other.requests;
+        self.squares += other.squares;
+        self.singles += other.singles;
+    }
+
+    fn fade(&mut self, factor: f64) {
+        self.clients *= factor;
+        self.requests *= factor;
+        self.squares *= factor;
+        self.singles *= factor;
+    }
+}
+
+/// Both window lengths.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tallies {
+    pub(super) second: Tally,
+    pub(super) long: Tally,
+}
+
+/// Which of the two window lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Length {
+    /// One second.
+    Second,
+    /// [`super::window::CLIENTS_KEPT`].
+    Long,
+}
+
+impl Tallies {
+    pub(super) fn of(&self, length: Length) -> &Tally {
+        match length {
+            Length::Second => &self.second,
+            Length::Long => &self.long,
+        }
+    }
+
+    fn of_mut(&mut self, length: Length) -> &mut Tally {
+        match length {
+            Length::Second => &mut self.second,
+            Length::Long => &mut self.long,
+        }
+    }
+}
+
+/// What clients usually send.
+#[derive(Debug, Default)]
+pub(super) struct Usual {
+    everybody: Tallies,
+    places: AHashMap<u64, usize>,
+    rows: Vec<(LeafKey, Tallies)>,
+}
+
+impl Usual {
+    /// Learns one window's clients.
+    pub(super) fn learn(&mut self, clients: &Clients, length: Length) {
+        let weight = f64::from(clients.shift).exp2();
+        for row in &clients.rows {
+            self.everybody.of_mut(length).add(row.requests, weight);
+            let next = self.rows.len();
+            let tag = row.who.tag();
+            let at = match self.places.get(&tag) {
+                Some(at) => *at,
+                None if next < ROWS_MAX => {
+                    self.places.insert(tag, next);
+                    self.rows.push((row.who, Tallies::default()));
+                    next
+                }
+                None => continue,
+            };
+            if let Some((_, tallies)) = self.rows.get_mut(at) {
+                tallies.of_mut(length).add(row.requests, weight);
+            }
+        }
+    }
+
+    /// Lets time pass; who has not been seen for long makes room.
+    pub(super) fn fade(&mut self, factor: f64) {
+        let fade = |tallies: &mut Tallies| {
+            tallies.second.fade(factor);
+            tallies.long.fade(factor);
+        };
+        fade(&mut self.everybody);
+        for (_, tallies) in &mut self.rows {
+            fade(tallies);
+        }
+        if self.rows.len() >= ROWS_MAX {
+            self.rows
+                .retain(|(_, tallies)| tallies.second.clients > 0.1);
+            self.places = self
+                .rows
+                .iter()
+                .enumerate()
+                .map(|(at, (who, _))| (who.tag(), at))
+                .collect();
+        }
+    }
+
+    /// Returns what clients of a source usually send; of a source hardly seen before, what the most
+    /// talkative of the sources send that have one of its values less, then only one of its values;
+    /// then everybody.
+    pub(super) fn of(&self, who: &Pattern, length: Length) -> Option<Tally> {
+        let enough = |tally: &Tally| tally.clients >= CLIENTS_MIN;
+        let own = self.tally(who, length);
+        if enough(&own) {
+            return Some(own);
+        }
+        let literals = who.literals().iter();
+        let shorter: Vec<Pattern> = literals
+            .clone()
+            .map(|literal| who.without(*literal))
+            .collect();
+        let single: Vec<Pattern> = literals
+            .map(|literal| Pattern::default().with(*literal))
+            .collect();
+        for layer in [shorter, single] {
+            let talkative = layer
+                .iter()
+                .map(|pattern| self.tally(pattern, length))
+                .filter(enough)
+                .max_by(|a, b| a.mean().total_cmp(&b.mean()));
+            if talkative.is_some() {
+                return talkative;
+            }
+        }
+        let everybody = *self.everybody.of(length);
+        enough(&everybody).then_some(everybody)
+    }
+
+    fn tally(&self, pattern: &Pattern, length: Length) -> Tally {
+        if pattern.is_everybody() {
+            return *self.everybody.of(length);
+        }
+        let mut sum = Tally::default();
+        for (who, tallies) in &self.rows {
+            if pattern.matches(who) {
+                sum.merge(tallies.of(length));
+            }
+        }
+        sum
+    }
+}

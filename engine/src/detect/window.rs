@@ -1,0 +1,273 @@
+//! The last seconds of traffic, tick by tick. Judges nothing.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use ahash::AHashMap;
+
+use crate::time::Instant;
+use crate::traffic::{CocoSketch, LeafKey, Names, ROWS_MAX, Random, Sample, SampleRow, Traffic};
+
+/// How long combinations are kept: what blame may look back on.
+pub(super) const LEAVES_KEPT: Duration = Duration::from_secs(2);
+
+/// How long samples of clients are kept: the longer of the two windows in which a client's requests
+/// are counted.
+pub(super) const CLIENTS_KEPT: Duration = Duration::from_secs(8);
+
+/// The shorter of the two.
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// The most combinations of one tick; above, they are sampled through a sketch of this size.
+/// 8,192 × 80 B × 20 ticks = 12.5 MiB at worst.
+const LEAVES_PER_TICK_MAX: usize = 1 << 13;
+
+/// The most ticks kept, should they come faster than every 100 ms: 128 × 2 × 1,024 × 80 B = 20 MiB at
+/// worst.
+const TICKS_MAX: usize = 128;
+
+/// Requests of one combination in one tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaf {
+    pub(super) key: LeafKey,
+    pub(super) requests: f64,
+}
+
+/// A sample of clients in one tick or window.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Clients {
+    pub(super) shift: u32,
+    pub(super) rows: Vec<SampleRow>,
+}
+
+/// One tick.
+#[derive(Debug)]
+pub(super) struct Tick {
+    pub(super) from: Instant,
+    pub(super) until: Instant,
+    pub(super) leaves: Vec<Leaf>,
+    instances: Clients,
+    addresses: Clients,
+}
+
+impl Tick {
+    pub(super) fn seconds(&self) -> f64 {
+        self.until.since(self.from).as_secs_f64()
+    }
+}
+
+/// What tells clients apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientKind {
+    Instance,
+    Address,
+}
+
+/// The last ticks, newest last.
+#[derive(Debug)]
+pub(super) struct Window {
+    ticks: VecDeque<Tick>,
+    random: Random,
+}
+
+impl Window {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            ticks: VecDeque::new(),
+            random: Random::from_seed(seed),
+        }
+    }
+
+    /// Takes a tick from the workers.
+    pub(super) fn collect(&mut self, traffic: &Traffic, names: &mut Names, now: Instant) {
+        let from = self.ticks.back().map_or(now, |tick| tick.until);
+        let mut leaves = Merge::default();
+        let mut instances = MergeClients::default();
+        let mut addresses = MergeClients::default();
+        let shifts = self.ticks.back().map_or((0, 0), |tick| {
+            (next_shift(&tick.instances), next_shift(&tick.addresses))
+        });
+        traffic.collect(names, shifts, |counts| {
+            leaves.add(&counts.leaves);
+            instances.add_sample(&counts.instances);
+            addresses.add_sample(&counts.addresses);
+        });
+        self.ticks.push_back(Tick {
+            from,
+            until: now,
+            leaves: leaves.finish(&mut self.random),
+            instances: instances.finish(ROWS_MAX),
+            addresses: addresses.finish(ROWS_MAX),
+        });
+        while self.ticks.len() > TICKS_MAX
+            || self
+                .ticks
+                .front()
+                .is_some_and(|tick| now.since(tick.from) > CLIENTS_KEPT + SECOND)
+        {
+            self.ticks.pop_front();
+        }
+        for tick in &mut self.ticks {
+            if now.since(tick.from) > LEAVES_KEPT {
+                tick.leaves = Vec::new();
+            }
+        }
+    }
+
+    /// Walks the ticks that began at `from` or later, newest first.
+    pub(super) fn since(&self, from: Instant) -> impl Iterator<Item = &Tick> {
+        self.ticks
+            .iter()
+            .rev()
+            .take_while(move |tick| tick.from >= from)
+    }
+
+    /// Returns the newest tick.
+    pub(super) fn newest(&self) -> Option<&Tick> {
+        self.ticks.back()
+    }
+
+    /// Returns the tick that has just become as old as `age`.
+    pub(super) fn of_age(&self, age: Duration) -> Option<&Tick> {
+        let now = self.ticks.back()?.until;
+        let before = self.ticks.len().checked_sub(2)?;
+        let last = self.ticks.get(before)?.until;
+        self.ticks
+            .iter()
+            .find(|tick| now.since(tick.until) >= age && last.since(tick.until) < age)
+    }
+
+    /// Returns seconds covered by the ticks since `from`.
+    pub(super) fn seconds_since(&self, from: Instant) -> f64 {
+        self.since(from).map(Tick::seconds).sum()
+    }
+
+    /// Returns the requests since `from` of the leaves that `belongs` picks.
+    pub(super) fn requests_since(&self, from: Instant, belongs: impl Fn(&LeafKey) -> bool) -> f64 {
+        self.since(from)
+            .flat_map(|tick| &tick.leaves)
+            .filter(|leaf| belongs(&leaf.key))
+            .map(|leaf| leaf.requests)
+            .sum()
+    }
+
+    /// Returns the sampled clients since `from` with the requests of each, of those that `belongs`
+    /// picks.
+    pub(super) fn clients_since(
+        &self,
+        kind: ClientKind,
+        from: Instant,
+        belongs: impl Fn(&LeafKey) -> bool,
+    ) -> Clients {
+        let mut merged = MergeClients::default();
+        for tick in self.since(from) {
+            let clients = match kind {
+                ClientKind::Instance => &tick.instances,
+                ClientKind::Address => &tick.addresses,
+            };
+            merged.add(clients.shift, &clients.rows, &belongs);
+        }
+        merged.finish(usize::MAX)
+    }
+}
+
+/// Follows the traffic: a nearly full sample is halved, a nearly empty one doubled.
+fn next_shift(clients: &Clients) -> u32 {
+    if clients.rows.len() > ROWS_MAX * 3 / 4 {
+        clients.shift + 1
+    } else if clients.rows.len() < ROWS_MAX / 8 {
+        clients.shift.saturating_sub(1)
+    } else {
+        clients.shift
+    }
+}
+
+/// Adds up leaves of several workers.
+#[derive(Default)]
+struct Merge {
+    places: AHashMap<u64, usize>,
+    leaves: Vec<(u64, Leaf)>,
+}
+
+impl Merge {
+    fn add(&mut self, sketch: &CocoSketch) {
+        for (tag, key, requests) in sketch.iter() {
+            let next = self.leaves.len();
+            let at = *self.places.entry(tag).or_insert(next);
+            if let Some((_, leaf)) = self.leaves.get_mut(at) {
+                leaf.requests += requests;
+            } else {
+                self.leaves.push((
+                    tag,
+                    Leaf {
+                        key: *key,
+                        requests,
+                    },
+                ));
+            }
+        }
+    }
+
+    fn finish(self, random: &mut Random) -> Vec<Leaf> {
+        if self.leaves.len() <= LEAVES_PER_TICK_MAX {
+            return self.leaves.into_iter().map(|(_, leaf)| leaf).collect();
+        }
+        let mut sketch = CocoSketch::new(LEAVES_PER_TICK_MAX);
+        for (tag, leaf) in &self.leaves {
+            sketch.add(*tag, &leaf.key, leaf.requests, random);
+        }
+        sketch
+            .iter()
+            .map(|(_, key, requests)| Leaf {
+                key: *key,
+                requests,
+            })
+            .collect()
+    }
+}
+
+/// Adds up samples of clients; the sparsest of them decides who takes part.
+#[derive(Default)]
+struct MergeClients {
+    clients: Clients,
+    places: AHashMap<(u64, u64), usize>,
+}
+
+impl MergeClients {
+    fn add_sample(&mut self, sample: &Sample) {
+        self.add(sample.shift(), sample.rows(), |_| true);
+    }
+
+    fn add(&mut self, shift: u32, rows: &[SampleRow], belongs: impl Fn(&LeafKey) -> bool) {
+        self.clients.shift = self.clients.shift.max(shift);
+        for row in rows {
+            if row.client.leading_zeros() < self.clients.shift || !belongs(&row.who) {
+                continue;
+            }
+            let next = self.clients.rows.len();
+            let at = *self
+                .places
+                .entry((row.client, row.who.tag()))
+                .or_insert(next);
+            if let Some(sum) = self.clients.rows.get_mut(at) {
+                sum.requests = sum.requests.saturating_add(row.requests);
+            } else {
+                self.clients.rows.push(*row);
+            }
+        }
+    }
+
+    fn finish(self, rows_max: usize) -> Clients {
+        let mut clients = self.clients;
+        loop {
+            let shift = clients.shift;
+            clients
+                .rows
+                .retain(|row| row.client.leading_zeros() >= shift);
+            if clients.rows.len() <= rows_max || shift >= u64::BITS {
+                return clients;
+            }
+            clients.shift += 1;
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What the detector promises, in virtual time.
+
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_engine::detect::{DetectionMode, DetectionSpec, Happening, Nature, Stress};
+use tidegate_engine::rules::{Action, Mode};
+use world::{Client, Load, World, background, device, honest};
+
+/// When surges begin in these tests.
+const BEGIN: f64 = 40.0;
+
+const ANDROID: (&str, &str) = ("chat-android", "android");
+
+fn devices(number: usize, version: &str, app: &str, rate: f64, world: &mut World) -> Vec<Client> {
+    (0..number)
+        .map(|_| device(ANDROID, version, app, rate, &mut world.random))
+        .collect()
+}
+
+fn load(clients: Vec<Client>, from: f64, until: f64) -> Load {
+    Load {
+        from,
+        until,
+        clients,
+        bad: true,
+        forges: false,
+        service: None,
+    }
+}
+
+#[test]
+fn the_loop_of_a_source_never_seen_is_named_throttled_blocked_and_released() {
+    let mut world = World::new(1);
+    world
+        .background
+        .extend(background(0, 1.0, &mut world.random));
+    let loopers = devices(2000, "3.2.1", "acme", 10.0, &mut world);
+    let known = devices(60, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(known);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 30.0));
+    world.run(BEGIN + 30.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
+    let blocked = world.when(Happening::Blocked).unwrap() - BEGIN;
+    assert!(throttled <= 1.0, "throttled after {throttled} s");
+    assert!(blocked <= 3.0, "blocked after {blocked} s");
+    assert!(world.others.refused == 0, "{:?}", world.others);
+    assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
+    assert_eq!(
+        world.rules()[0].name.as_str(),
+        "detected-1-acme-chat-android-3.2.1"
+    );
+    world.run(BEGIN + 80.0);
+    let released = world.when(Happening::Released).unwrap() - BEGIN - 30.0;
+    assert!(
+        (15.0..=25.0).contains(&released),
+        "released after {released} s"
+    );
+    assert!(world.rules().is_empty());
+    assert_eq!(world.ruled().len(), 1);
+}
+
+#[test]
+fn honest_users_of_a_looping_source_keep_being_served() {
+    let mut world = World::new(2);
+    let honest = devices(150, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(honest);
+    let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 20.0));
+    world.source = Some(("chat-android", "4.1.0".to_owned(), "acme".to_owned()));
+    world.run(BEGIN);
+    world.honest = world::Served::default();
+    world.run(BEGIN + 20.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=4.1.0"]
+    );
+    assert!(world.honest.refused_share() < 0.1, "{:?}", world.honest);
+    assert!(world.others.refused == 0, "{:?}", world.others);
+    assert!(world.bad.refused_share() > 0.9, "{:?}", world.bad);
+}
+
+#[test]
+fn a_crowd_over_all_apps_makes_no_rule() {
+    let mut world = World::new(3);
+    let clients = background(4000, 1.0, &mut world.random);
+    world.loads.push(load(clients, BEGIN, BEGIN + 40.0));
+    world.run(BEGIN + 45.0);
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+    assert!(world.when(Happening::Surge).is_some());
+    assert!(world.when(Happening::Crowd).is_some());
+}
+
+#[test]
+fn a_crowd_inside_one_app_makes_no_rule_while_nobody_suffers() {
+    let mut world = World::new(4);
+    let known = devices(150, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(known);
+    let clients = devices(3000, "4.1.0", "acme", 1.0, &mut world);
+    world.loads.push(load(clients, BEGIN, BEGIN + 40.0));
+    world.run(BEGIN + 45.0);
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+    assert!(world.when(Happening::Crowd).is_some());
+}
+
+/// The negative control of the one above: the same arrivals from a tenth of the instances are a loop.
+#[test]
+fn the_same_arrivals_from_fewer_instances_make_a_rule() {
+    let mut world = World::new(4);
+    let known = devices(150, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(known);
+    let clients = devices(300, "4.1.0", "acme", 10.0, &mut world);
+    world.loads.push(load(clients, BEGIN, BEGIN + 20.0));
+    world.run(BEGIN + 20.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=4.1.0"]
+    );
+}
+
+#[test]
+fn a_crowd_is_throttled_and_never_blocked_while_the_upstream_suffers() {
+    let mut world = World::new(5);
+    let known = devices(150, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(known);
+    let clients = devices(4000, "4.1.0", "acme", 1.0, &mut world);
+    world.loads.push(load(clients, BEGIN, BEGIN + 30.0));
+    world.run(BEGIN);
+    world.stress = Stress::on(vec![Arc::from("chat")]);
+    world.run(BEGIN + 20.0);
+    assert_eq!(world.ruled().len(), 1);
+    assert!(world.when(Happening::Blocked).is_none());
+    assert_eq!(world.detector.incidents()[0].nature, Some(Nature::Crowd));
+    world.stress = Stress::none();
+    world.run(BEGIN + 45.0);
+    assert!(world.rules().is_empty());
+}
+
+#[test]
+fn a_rollout_at_constant_total_makes_no_rule() {
+    let mut world = World::new(6);
+    let steps = 24;
+    for step in 0..steps {
+        world.run(BEGIN + 5.0 * f64::from(step));
+        for (at, client) in world.background.iter_mut().enumerate() {
+            // 60 % of all Android clients move to the new version, over two minutes.
+            if client.sdk == "chat-android" && at % 100 < (step as usize + 1) * 60 / steps as usize
+            {
+                client.version = "9.0.0".to_owned();
+            }
+        }
+    }
+    world.run(BEGIN + 5.0 * f64::from(steps) + 20.0);
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+}
+
+#[test]
+fn ten_calm_minutes_make_no_rule_and_no_surge() {
+    let mut world = World::new(7);
+    world.run(600.0);
+    assert!(world.events.is_empty(), "{:?}", world.events);
+    assert!(world.detector.is_warm());
+    let expected = world.detector.expected_per_second();
+    assert!((expected / 2000.0 - 1.0).abs() < 0.05, "{expected}");
+}
+
+#[test]
+fn forged_instances_are_judged_by_their_addresses() {
+    let mut world = World::new(8);
+    let loopers = devices(200, "3.2.1", "acme", 50.0, &mut world);
+    let forgers = Load {
+        forges: true,
+        ..load(loopers, BEGIN, BEGIN + 15.0)
+    };
+    world.loads.push(forgers);
+    world.run(BEGIN + 15.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    let incident = &world.detector.incidents()[0];
+    assert_eq!(incident.nature, Some(Nature::ForgedInstances));
+    let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
+    assert!(throttled <= 3.0, "throttled after {throttled} s");
+    assert!(world.when(Happening::Blocked).unwrap() - BEGIN <= 10.0);
+}
+
+fn loop_under(mode: DetectionMode) -> World {
+    let spec = DetectionSpec {
+        mode,
+        warmup: Duration::from_secs(20),
+        ..DetectionSpec::default()
+    };
+    let mut world = World::with(9, spec);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    world
+}
+
+#[test]
+fn mode_off_does_nothing() {
+    let world = loop_under(DetectionMode::Off);
+    assert!(world.events.is_empty() && world.rules().is_empty());
+}
+
+#[test]
+fn mode_suggest_makes_rules_that_only_count() {
+    let world = loop_under(DetectionMode::Suggest);
+    assert_eq!(world.rules().len(), 1);
+    assert_eq!(world.rules()[0].mode, Mode::Shadow);
+    assert_eq!(world.bad.refused, 0);
+}
+
+#[test]
+fn mode_throttle_never_blocks() {
+    let world = loop_under(DetectionMode::Throttle);
+    assert!(matches!(world.rules()[0].action, Action::Throttle { .. }));
+    assert!(world.when(Happening::Blocked).is_none());
+}
+
+#[test]
+fn before_the_warm_up_is_over_a_rule_throttles_at_most() {
+    let spec = DetectionSpec {
+        warmup: Duration::from_mins(10),
+        ..DetectionSpec::default()
+    };
+    let mut world = World::with(10, spec);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    assert_eq!(world.ruled().len(), 1);
+    assert!(world.when(Happening::Blocked).is_none());
+}
+
+#[test]
+fn the_loop_in_a_small_service_is_found() {
+    let mut world = World::new(11);
+    world.services = [0.69, 0.3, 0.01];
+    let loopers = devices(30, "3.2.1", "acme", 10.0, &mut world);
+    let mut load = load(loopers, BEGIN, BEGIN + 15.0);
+    load.service = Some("login");
+    world.loads.push(load);
+    world.run(BEGIN + 15.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    assert!(world.when(Happening::Throttled).unwrap() - BEGIN <= 3.0);
+    assert!(world.others.refused == 0, "{:?}", world.others);
+}
+
+#[test]
+fn a_loop_on_a_small_deployment_is_found() {
+    let mut world = World::new(12);
+    world.background = background(40, 0.5, &mut world.random);
+    let loopers = devices(30, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    assert!(world.when(Happening::Throttled).unwrap() - BEGIN <= 3.0);
+    assert!(world.when(Happening::Blocked).unwrap() - BEGIN <= 10.0);
+}
+
+#[test]
+fn two_loops_at_once_are_two_incidents() {
+    let mut world = World::new(13);
+    let first = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    let second: Vec<Client> = (0..400)
+        .map(|_| {
+            device(
+                ("chat-ios", "ios"),
+                "7.7.7",
+                "globex",
+                12.0,
+                &mut world.random,
+            )
+        })
+        .collect();
+    world.loads.push(load(first, BEGIN, BEGIN + 15.0));
+    world.loads.push(load(second, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    let mut ruled = world.ruled();
+    ruled.sort();
+    assert_eq!(
+        ruled,
+        [
+            "app=acme, sdk=chat-android, sdk_version=3.2.1",
+            "app=globex, sdk=chat-ios, sdk_version=7.7.7"
+        ]
+    );
+    assert!(world.others.refused == 0, "{:?}", world.others);
+}
+
+#[test]
+fn a_source_that_comes_back_stays_blocked_for_longer() {
+    let mut world = World::new(14);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers.clone(), BEGIN, BEGIN + 5.0));
+    world.loads.push(load(loopers, BEGIN + 40.0, BEGIN + 45.0));
+    world.run(BEGIN + 110.0);
+    let released: Vec<f64> = world
+        .events
+        .iter()
+        .filter(|event| event.what == Happening::Released)
+        .map(|event| event.at.as_secs_f64() - BEGIN)
+        .collect();
+    assert_eq!(released.len(), 2, "{:?}", world.events);
+    assert!(released[0] < 30.0 && released[1] > 75.0, "{released:?}");
+}
+
+/// What a short demonstration does: 10 s of calm traffic, then the loop.
+#[test]
+fn ten_calm_seconds_are_enough_for_a_demonstration() {
+    let spec = DetectionSpec {
+        warmup: Duration::from_secs(8),
+        ..DetectionSpec::default()
+    };
+    let mut world = World::with(15, spec);
+    world.background = (0..400).map(|_| honest(2.0, &mut world.random)).collect();
+    let loopers = devices(1000, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, 11.0, 25.0));
+    world.run(25.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    let throttled = world.when(Happening::Throttled).unwrap() - 11.0;
+    let blocked = world.when(Happening::Blocked).unwrap() - 11.0;
+    assert!(throttled <= 1.0, "throttled after {throttled} s");
+    assert!(blocked <= 5.0, "blocked after {blocked} s");
+    assert!(world.others.refused == 0, "{:?}", world.others);
+}
+
+#[test]
+fn the_busiest_sources_are_shown_by_any_attributes() {
+    let mut world = World::new(16);
+    world.run(5.0);
+    let by = [world.id("sdk"), world.id("platform")];
+    let top = world.detector.top_sources(&by, 2);
+    assert_eq!(top.len(), 2);
+    assert_eq!(top[0].0.to_string(), "platform=android, sdk=chat-android");
+    assert!((top[0].1 / 900.0 - 1.0).abs() < 0.2, "{}", top[0].1);
+}
