@@ -67,7 +67,9 @@ impl Admin {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return Ok(());
+            };
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -101,26 +103,39 @@ impl Admin {
         match auth::check(request.headers(), self.token.as_ref()) {
             Access::Granted => {}
             Access::ForeignHost => {
-                return problem(421, "this Host is not one of this listener's", "use its address");
+                return problem(
+                    421,
+                    "this Host is not one of this listener's",
+                    "use its address",
+                );
             }
             Access::Denied if is_probe => {}
             Access::Denied => {
                 tracing::warn!(%peer, path, "admin access without the token");
-                let mut answer =
-                    problem(401, "the bearer token is missing or wrong", "see admin.token_file");
-                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                let mut answer = problem(
+                    401,
+                    "the bearer token is missing or wrong",
+                    "see admin.token_file",
+                );
+                answer
+                    .headers_mut()
+                    .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                 return answer;
             }
         }
         let known = api::is_known(path);
         if known && !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut answer = problem(405, "this can only be read", "use GET");
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            answer
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
         match path {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if *self.drain.borrow() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            "/readyz" if *self.drain.borrow() => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+            }
             "/readyz" => text(StatusCode::OK, "ready\n"),
             "/metrics" => {
                 let text = api::metrics(&self.control.borrow(), &self.inflight);
@@ -135,17 +150,29 @@ impl Admin {
 fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 
 fn text(status: StatusCode, text: &'static str) -> Answer {
-    answer(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
+    answer(
+        status,
+        "text/plain; charset=utf-8",
+        Bytes::from_static(text.as_bytes()),
+    )
 }
 
 fn json_answer(value: &serde_json::Value) -> Answer {
-    answer(StatusCode::OK, "application/json", Bytes::from(format!("{value:#}\n")))
+    answer(
+        StatusCode::OK,
+        "application/json",
+        Bytes::from(format!("{value:#}\n")),
+    )
 }
 
 fn problem(status: u16, what: &str, way_out: &str) -> Answer {
@@ -156,5 +183,9 @@ fn problem(status: u16, what: &str, way_out: &str) -> Answer {
         "status": status.as_u16(),
         "detail": format!("{what}; {way_out}"),
     });
-    answer(status, "application/problem+json", Bytes::from(format!("{body}\n")))
+    answer(
+        status,
+        "application/problem+json",
+        Bytes::from(format!("{body}\n")),
+    )
 }

@@ -77,8 +77,9 @@ impl Running {
 
     /// Has the rules folder read again. Asked again while one is under way, it is done once more.
     pub fn reload(&self) {
-        // Full means that a reload is waiting already.
-        drop(self.reload.try_send(()));
+        if self.reload.try_send(()).is_err() {
+            tracing::debug!("a reload is waiting already");
+        }
     }
 
     /// Waits until all workers are drained and everything is written.
@@ -115,7 +116,13 @@ impl Running {
 ///
 /// A port is in use, a file cannot be opened; with what, where and the way out.
 pub fn start(start: Start) -> anyhow::Result<Running> {
-    let Start { settings, settings_path, rules, detection, listeners } = start;
+    let Start {
+        settings,
+        settings_path,
+        rules,
+        detection,
+        listeners,
+    } = start;
     let settings = Arc::new(settings);
     let workers = worker_count(settings.workers);
     let clock = Clock::start();
@@ -126,17 +133,24 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         .with_context(|| at(&settings.state, "`state`: the folder cannot be used"))?;
     let (addresses, mut worker_listeners) = open_listeners(&settings, workers)?;
     let admin_listener = open_admin(&settings)?;
-    let admin_address = admin_listener.local_addr().context("read the admin address")?;
+    let admin_address = admin_listener
+        .local_addr()
+        .context("read the admin address")?;
     let token = match &settings.admin.token_file {
         Some(path) => Some(
-            Admin::read_token(path).with_context(|| at(path, "`admin.token_file` cannot be used"))?,
+            Admin::read_token(path)
+                .with_context(|| at(path, "`admin.token_file` cannot be used"))?,
         ),
         None => None,
     };
     let (access_log, access_log_writer) = access_log::open(&settings.access_log, &metrics)
         .context("`access_log` cannot be opened; name a file in a folder that can be written")?;
 
-    let specs = settings.services.iter().map(|service| service.spec.clone()).collect();
+    let specs = settings
+        .services
+        .iter()
+        .map(|service| service.spec.clone())
+        .collect();
     let parts = PolicyParts {
         schema: Arc::clone(&schema),
         services: specs,
@@ -171,7 +185,13 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let control = std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
-            let admin = |control| Admin { control, inflight: board, drain: admin_drain, token, workers };
+            let admin = |control| Admin {
+                control,
+                inflight: board,
+                drain: admin_drain,
+                token,
+                workers,
+            };
             run_control(control, admin, admin_listener, reloads)
         })
         .context("start the control thread")?;
@@ -184,9 +204,15 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
             clock,
             identify: Arc::clone(&identify),
             policy: policy.clone(),
-            recorder: traffic.recorder(number).context("a worker has no counters")?,
+            recorder: traffic
+                .recorder(number)
+                .context("a worker has no counters")?,
             upstreams: settings.upstreams.clone(),
-            services: settings.services.iter().map(|s| Arc::clone(&s.spec.name)).collect(),
+            services: settings
+                .services
+                .iter()
+                .map(|s| Arc::clone(&s.spec.name))
+                .collect(),
             service_upstreams: service_upstreams(&settings),
             metrics: Arc::clone(&metrics),
             vitals: Arc::clone(&vitals),
@@ -197,7 +223,11 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
             drain_timeout: DRAIN_TIMEOUT,
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        threads.push(thread.spawn(move || worker::run(parts)).context("start a worker thread")?);
+        threads.push(
+            thread
+                .spawn(move || worker::run(parts))
+                .context("start a worker thread")?,
+        );
     }
     Ok(Running {
         addresses,
@@ -219,7 +249,9 @@ fn run_control(
     listener: StdListener,
     mut reloads: mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     LocalSet::new().block_on(&runtime, async move {
         let control = Rc::new(RefCell::new(Control::new(parts)));
         tokio::task::spawn_local(control::run(Rc::clone(&control)));
@@ -239,8 +271,17 @@ fn worker_count(workers: Workers) -> usize {
 }
 
 fn service_upstreams(settings: &Settings) -> Vec<usize> {
-    let of = |name: &str| settings.upstreams.iter().position(|upstream| *upstream.name == *name);
-    settings.services.iter().map(|service| of(&service.upstream).unwrap_or(usize::MAX)).collect()
+    let of = |name: &str| {
+        settings
+            .upstreams
+            .iter()
+            .position(|upstream| *upstream.name == *name)
+    };
+    settings
+        .services
+        .iter()
+        .map(|service| of(&service.upstream).unwrap_or(usize::MAX))
+        .collect()
 }
 
 type Listeners = Vec<(StdListener, Vec<IpNet>)>;
@@ -255,7 +296,8 @@ fn open_listeners(
     for listener in &settings.listeners {
         let mut address = listener.address;
         for (number, share) in shares.iter_mut().enumerate() {
-            let opened = worker::listen(address, number == 0).with_context(|| cannot_listen(address))?;
+            let opened =
+                worker::listen(address, number == 0).with_context(|| cannot_listen(address))?;
             // Port 0 means any: the first one decides for the others.
             address = opened.local_addr().context("read a listener's address")?;
             share.push((opened, listener.trusted_proxies.clone()));
@@ -269,7 +311,9 @@ fn open_admin(settings: &Settings) -> anyhow::Result<StdListener> {
     let address = settings.admin.address;
     let listener = StdListener::bind(address)
         .with_context(|| format!("`admin.address`: {}", cannot_listen(address)))?;
-    listener.set_nonblocking(true).context("set the admin listener to non-blocking")?;
+    listener
+        .set_nonblocking(true)
+        .context("set the admin listener to non-blocking")?;
     Ok(listener)
 }
 

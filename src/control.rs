@@ -87,12 +87,17 @@ impl Control {
             parts,
             stress: StressWatch::new(services),
             generation: 1,
-            reload: Reload { at: now, problems: Vec::new() },
+            reload: Reload {
+                at: now,
+                problems: Vec::new(),
+            },
             published: now,
         };
         let metrics = &control.parts.metrics;
         metrics.reload_last_successful.set(1);
-        metrics.policy_published_timestamp_seconds.set(unix_seconds(now));
+        metrics
+            .policy_published_timestamp_seconds
+            .set(unix_seconds(now));
         control
     }
 
@@ -100,10 +105,18 @@ impl Control {
     pub fn tick(&mut self) {
         let began = self.parts.clock.now();
         let suffering = self.stress.tick(&self.parts.vitals.read());
-        let names = self.parts.settings.services.iter().map(|service| &service.spec.name);
+        let names = self
+            .parts
+            .settings
+            .services
+            .iter()
+            .map(|service| &service.spec.name);
         let suffering = names.zip(suffering).filter(|(_, suffers)| *suffers);
-        let stress = Stress { suffering: suffering.map(|(name, _)| Arc::clone(name)).collect() };
-        let tick = self.parts.detector.tick(&self.parts.traffic, &stress, began);
+        let stress = Stress::on(suffering.map(|(name, _)| Arc::clone(name)).collect());
+        let tick = self
+            .parts
+            .detector
+            .tick(&self.parts.traffic, &stress, began);
         if tick.rules_changed {
             self.publish();
         }
@@ -120,7 +133,10 @@ impl Control {
             Ok(rules) => {
                 let (count, limits) = (rules.rules.len(), rules.limits.len());
                 self.parts.rules = rules;
-                self.reload = Reload { at: now, problems: Vec::new() };
+                self.reload = Reload {
+                    at: now,
+                    problems: Vec::new(),
+                };
                 self.parts.metrics.reload_last_successful.set(1);
                 self.publish();
                 tracing::info!(rules = count, limits, "the rules folder was read again");
@@ -137,8 +153,14 @@ impl Control {
         for line in &lines {
             tracing::warn!("{line}");
         }
-        tracing::warn!(problems = lines.len(), "the rules were not taken over; the last good ones stay in force");
-        self.reload = Reload { at: now, problems: lines };
+        tracing::warn!(
+            problems = lines.len(),
+            "the rules were not taken over; the last good ones stay in force"
+        );
+        self.reload = Reload {
+            at: now,
+            problems: lines,
+        };
     }
 
     /// Puts the rules of all origins in force.
@@ -158,29 +180,49 @@ impl Control {
         let policy = Policy::compile(parts, Some(&previous), now, wall);
         self.parts.publisher.publish(policy);
         self.published = wall;
-        self.parts.metrics.policy_published_timestamp_seconds.set(unix_seconds(wall));
+        self.parts
+            .metrics
+            .policy_published_timestamp_seconds
+            .set(unix_seconds(wall));
     }
 
     /// Tells people what happened: the log, the metrics, and whoever listens.
     fn tell(&mut self, event: &Event) {
         tell::log(event);
         if event.what == Happening::Throttled
-            && let Some(incident) = self.incidents().iter().find(|incident| incident.id == event.incident)
+            && let Some(incident) = self
+                .incidents()
+                .iter()
+                .find(|incident| incident.id == event.incident)
         {
             let wait = event.at.since(incident.began).as_secs_f64();
-            self.parts.metrics.incident_time_to_rule_seconds.observe(wait);
+            self.parts
+                .metrics
+                .incident_time_to_rule_seconds
+                .observe(wait);
         }
         self.parts.listeners.retain(|listener| {
-            !matches!(listener.try_send(event.clone()), Err(TrySendError::Disconnected(_)))
+            !matches!(
+                listener.try_send(event.clone()),
+                Err(TrySendError::Disconnected(_))
+            )
         });
     }
 
     fn measure(&self, began: Instant) {
         let metrics = &self.parts.metrics;
-        let active = self.incidents().iter().filter(|incident| incident.active).count();
+        let active = self
+            .incidents()
+            .iter()
+            .filter(|incident| incident.active)
+            .count();
         metrics.incident_active.set(active as i64);
-        metrics.detector_trained_seconds.set(self.parts.detector.trained().as_secs_f64());
-        metrics.detector_tick_seconds.observe(self.parts.clock.now().since(began).as_secs_f64());
+        metrics
+            .detector_trained_seconds
+            .set(self.parts.detector.trained().as_secs_f64());
+        metrics
+            .detector_tick_seconds
+            .observe(self.parts.clock.now().since(began).as_secs_f64());
     }
 
     /// Returns the incidents, oldest first.
@@ -236,5 +278,6 @@ pub async fn run(control: Rc<std::cell::RefCell<Control>>) {
 
 /// Returns seconds since 1970.
 pub fn unix_seconds(wall: SystemTime) -> f64 {
-    wall.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    wall.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -52,9 +52,17 @@ pub fn explain(
     target::check_framing(headers, Version::HTTP_11, || false).map_err(refused)?;
     let target = target::Target::read(method, uri, Version::HTTP_11, headers).map_err(refused)?;
     let (host, path) = (&*target.host, &*target.path);
-    let readable = identify::Readable { headers, uri, method: method.as_str(), host, path };
+    let readable = identify::Readable {
+        headers,
+        uri,
+        method: method.as_str(),
+        host,
+        path,
+    };
     let mut facts = identify.facts(address, readable).map_err(refused)?;
-    let route = policy.route(host, path).ok_or((404, "no service answers for this host and path"))?;
+    let route = policy
+        .route(host, path)
+        .ok_or((404, "no service answers for this host and path"))?;
     set_route(&mut facts, &route);
     Ok(policy.explain(&facts, now))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_engine::attribute::Schema;
+use tidegate_engine::detect::{DetectionMode, DetectionSpec};
 use tidegate_engine::problem::Problems;
 use tidegate_engine::reader::Reader;
 use tidegate_engine::rules_file::Vocabulary;
@@ -111,20 +112,6 @@ pub enum AccessLog {
     Off,
 }
 
-/// What the detector may do with what it finds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DetectionMode {
-    /// Looks at nothing.
-    Off,
-    /// Says what it would do.
-    Suggest,
-    /// Throttles at most.
-    Throttle,
-    /// Throttles and blocks.
-    #[default]
-    Auto,
-}
-
 /// How far the detector may go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DetectionSettings {
@@ -145,6 +132,19 @@ impl Default for DetectionSettings {
             collateral_max: 0.01,
             budget: 0.10,
             warmup: Duration::from_mins(10),
+        }
+    }
+}
+
+impl DetectionSettings {
+    /// Returns what the detector is set to; what no key says is as it is by default.
+    pub fn spec(&self) -> DetectionSpec {
+        DetectionSpec {
+            mode: self.mode,
+            collateral_max: self.collateral_max,
+            budget: self.budget,
+            warmup: self.warmup,
+            ..DetectionSpec::default()
         }
     }
 }

@@ -255,6 +255,26 @@ impl Detector {
         self.reference.trained() >= self.spec.warmup
     }
 
+    /// Returns what the detector may do.
+    pub fn mode(&self) -> DetectionMode {
+        self.spec.mode
+    }
+
+    /// Returns how much normal traffic was learnt from.
+    pub fn trained(&self) -> Duration {
+        self.reference.trained()
+    }
+
+    /// Returns the requests per second of everybody in the last second, refused ones included.
+    pub fn observed_per_second(&self) -> f64 {
+        let Some(newest) = self.window.newest() else {
+            return 0.0;
+        };
+        let from = newest.until - SECOND;
+        let seconds = self.window.seconds_since(from).max(0.1);
+        self.window.requests_since(from, |_| true) / seconds
+    }
+
     /// Returns the requests per second that are expected of everybody.
     pub fn expected_per_second(&self) -> f64 {
         self.reference.level()

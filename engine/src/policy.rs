@@ -116,7 +116,9 @@ impl Policy {
     /// Decides: spends what the request costs, counts what matched, and answers.
     pub fn decide(&self, facts: &RequestFacts<'_>, now: Instant) -> Verdict {
         match judge(self, facts, now, Counting) {
-            Judgement::Allowed(rule) => Verdict::Allow { rule: rule.rule.name.clone() },
+            Judgement::Allowed(rule) => Verdict::Allow {
+                rule: rule.rule.name.clone(),
+            },
             Judgement::Refused(cause, wait) => cause.refuse(wait),
             Judgement::Admitted(charges) => match charges.spend(now) {
                 Ok(()) => Verdict::Forward,

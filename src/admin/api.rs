@@ -74,14 +74,20 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
 }
 
 fn find<'a>(list: &'a Value, key: &str, value: &Value) -> Option<&'a Value> {
-    list.as_array()?.iter().find(|entry| entry.get(key) == Some(value))
+    list.as_array()?
+        .iter()
+        .find(|entry| entry.get(key) == Some(value))
 }
 
 fn status(admin: &Admin, control: &Control) -> Value {
     let policy = control.policy();
     let detector = control.detector();
     let reload = control.last_reload();
-    let active = control.incidents().iter().filter(|incident| incident.active).count();
+    let active = control
+        .incidents()
+        .iter()
+        .filter(|incident| incident.active)
+        .count();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "workers": admin.workers,
@@ -117,7 +123,10 @@ fn rules(control: &Control) -> Value {
     let rule = |rule: &RuleInForce| {
         let mut shown = rule_json(rule);
         if let Some(incident) = evidence.get(rule.rule().name.as_str()) {
-            shown.insert("evidence".into(), serde_json::to_value(&incident.evidence).unwrap_or_default());
+            shown.insert(
+                "evidence".into(),
+                serde_json::to_value(&incident.evidence).unwrap_or_default(),
+            );
             shown.insert("incident".into(), json!(incident.id));
         }
         Value::Object(shown)
@@ -199,7 +208,13 @@ fn services(control: &Control, inflight: &InflightBoard) -> Value {
             "oldest_inflight_s": oldest.map(|oldest| now.since(oldest).as_secs_f64()),
         })
     };
-    control.settings().services.iter().enumerate().map(service).collect()
+    control
+        .settings()
+        .services
+        .iter()
+        .enumerate()
+        .map(service)
+        .collect()
 }
 
 fn sources(control: &Control, query: &str) -> Result<Value, String> {
@@ -208,7 +223,9 @@ fn sources(control: &Control, query: &str) -> Result<Value, String> {
         match pair.split_once('=') {
             Some(("by", names)) => by = names.replace("%2C", ",").replace("%2c", ","),
             Some(("top", number)) => {
-                let number: usize = number.parse().map_err(|_| format!("`top={number}` is no number"))?;
+                let number: usize = number
+                    .parse()
+                    .map_err(|_| format!("`top={number}` is no number"))?;
                 top = number.clamp(1, TOP_MAX);
             }
             _ => return Err(format!("`{pair}` is not known here")),
@@ -245,7 +262,10 @@ pub(super) fn metrics(control: &Control, inflight: &InflightBoard) -> Vec<u8> {
 fn set_rules(metrics: &Metrics, policy: &Policy) {
     metrics.rules.reset();
     // A detected rule that is gone takes its series with it, so there are never more than rules.
-    let live: Vec<&str> = policy.rules().map(|rule| rule.rule().name.as_str()).collect();
+    let live: Vec<&str> = policy
+        .rules()
+        .map(|rule| rule.rule().name.as_str())
+        .collect();
     metrics.forget_rules_but(&live);
     for rule in policy.rules() {
         let origin = rule.rule().origin.word();
@@ -255,35 +275,61 @@ fn set_rules(metrics: &Metrics, policy: &Policy) {
         };
         metrics.rules.with_label_values(&[origin, action]).inc();
         let name = rule.rule().name.as_str();
-        raise_to(&metrics.rule_matches_total.with_label_values(&[name]), rule.matches() + rule.shadow_matches());
+        raise_to(
+            &metrics.rule_matches_total.with_label_values(&[name]),
+            rule.matches() + rule.shadow_matches(),
+        );
     }
     for limit in policy.limits() {
         let label = [limit.limit().name.as_str()];
-        raise_to(&metrics.limit_refusals_total.with_label_values(&label), limit.refusals());
-        raise_to(&metrics.limit_shadow_refusals_total.with_label_values(&label), limit.shadow_refusals());
-        metrics.limit_keys.with_label_values(&label).set(limit.keys() as i64);
+        raise_to(
+            &metrics.limit_refusals_total.with_label_values(&label),
+            limit.refusals(),
+        );
+        raise_to(
+            &metrics
+                .limit_shadow_refusals_total
+                .with_label_values(&label),
+            limit.shadow_refusals(),
+        );
+        metrics
+            .limit_keys
+            .with_label_values(&label)
+            .set(limit.keys() as i64);
     }
 }
 
 fn set_inflight(metrics: &Metrics, control: &Control, inflight: &InflightBoard) {
     let now = control.clock().now();
     let services = &control.settings().services;
-    let names = services.iter().map(|service| &*service.spec.name).chain(std::iter::once(NO_SERVICE));
+    let names = services
+        .iter()
+        .map(|service| &*service.spec.name)
+        .chain(std::iter::once(NO_SERVICE));
     for (at, name) in names.enumerate() {
         let (count, oldest) = inflight.read(at);
-        metrics.inflight_requests.with_label_values(&[name]).set(count as i64);
+        metrics
+            .inflight_requests
+            .with_label_values(&[name])
+            .set(count as i64);
         let age = oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
-        metrics.oldest_inflight_seconds.with_label_values(&[name]).set(age);
+        metrics
+            .oldest_inflight_seconds
+            .with_label_values(&[name])
+            .set(age);
     }
 }
 
 /// Sets the one gauge whose label clients choose: at most twenty sources, and the sum of the rest.
 fn set_top_sources(metrics: &Metrics, control: &Control, policy: &Policy) {
     let schema = policy.schema();
-    let ids: Vec<_> = METRIC_SOURCE_ATTRIBUTES.iter().filter_map(|name| schema.id(name)).collect();
+    let ids: Vec<_> = METRIC_SOURCE_ATTRIBUTES
+        .iter()
+        .filter_map(|name| schema.id(name))
+        .collect();
     let gauge = &metrics.top_source_requests_per_second;
     gauge.reset();
-    let mut other = control.detector().observed_rate();
+    let mut other = control.detector().observed_per_second();
     for (source, rate) in control.detector().top_sources(&ids, TOP_DEFAULT) {
         gauge.with_label_values(&[&source.to_string()]).set(rate);
         other -= rate;
@@ -294,4 +340,3 @@ fn set_top_sources(metrics: &Metrics, control: &Control, policy: &Policy) {
 fn rfc3339(wall: SystemTime) -> String {
     humantime::format_rfc3339_millis(wall).to_string()
 }
-

@@ -33,7 +33,11 @@ impl Token {
 
     /// Compares without telling by the time it takes how much was right.
     fn is(&self, shown: &[u8]) -> bool {
-        let differing = self.0.iter().zip(shown).fold(0, |sum, (one, other)| sum | (one ^ other));
+        let differing = self
+            .0
+            .iter()
+            .zip(shown)
+            .fold(0, |sum, (one, other)| sum | (one ^ other));
         self.0.len() == shown.len() && differing == 0
     }
 }
@@ -53,14 +57,18 @@ pub(super) enum Access {
 /// and `localhost`.
 pub(super) fn check(headers: &HeaderMap, token: Option<&Token>) -> Access {
     if let Some(token) = token {
-        let shown = headers.get(AUTHORIZATION).and_then(|line| line.as_bytes().strip_prefix(b"Bearer "));
+        let shown = headers
+            .get(AUTHORIZATION)
+            .and_then(|line| line.as_bytes().strip_prefix(b"Bearer "));
         return if shown.is_some_and(|shown| token.is(shown.trim_ascii())) {
             Access::Granted
         } else {
             Access::Denied
         };
     }
-    let Some(host) = headers.get(HOST) else { return Access::Granted };
+    let Some(host) = headers.get(HOST) else {
+        return Access::Granted;
+    };
     let host = host.to_str().unwrap_or_default();
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -88,7 +96,12 @@ mod tests {
         let token = Token(b"0123456789abcdef".to_vec());
         let with = |line: &str| check(&headers(AUTHORIZATION, line), Some(&token));
         assert_eq!(with("Bearer 0123456789abcdef"), Access::Granted);
-        for wrong in ["Bearer 0123456789abcde", "Bearer 0123456789abcdefg", "0123456789abcdef", "Bearer "] {
+        for wrong in [
+            "Bearer 0123456789abcde",
+            "Bearer 0123456789abcdefg",
+            "0123456789abcdef",
+            "Bearer ",
+        ] {
             assert_eq!(with(wrong), Access::Denied, "{wrong}");
         }
         assert_eq!(check(&HeaderMap::new(), Some(&token)), Access::Denied);
@@ -97,7 +110,12 @@ mod tests {
     #[test]
     fn a_name_that_somebody_else_can_own_is_not_answered() {
         let with = |host: &str| check(&headers(HOST, host), None);
-        for own in ["127.0.0.1:9900", "localhost:9900", "LOCALHOST", "[::1]:9900"] {
+        for own in [
+            "127.0.0.1:9900",
+            "localhost:9900",
+            "LOCALHOST",
+            "[::1]:9900",
+        ] {
             assert_eq!(with(own), Access::Granted, "{own}");
         }
         assert_eq!(with("evil.example.com:9900"), Access::ForeignHost);

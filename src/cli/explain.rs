@@ -56,7 +56,11 @@ impl Explain {
         let schema = Arc::new(settings.schema.clone());
         let parts = PolicyParts {
             schema: Arc::clone(&schema),
-            services: settings.services.iter().map(|service| service.spec.clone()).collect(),
+            services: settings
+                .services
+                .iter()
+                .map(|service| service.spec.clone())
+                .collect(),
             rules: rules.rules,
             limits: rules.limits,
             generation: 0,
@@ -88,17 +92,30 @@ impl Explain {
             let (name, value) = line
                 .split_once(':')
                 .ok_or_else(|| anyhow!("`{line}` is no header; write it like `x-app-id: acme`"))?;
-            let name: HeaderName =
-                name.trim().parse().with_context(|| format!("`{name}` is no header name"))?;
-            let value: HeaderValue =
-                value.trim().parse().with_context(|| format!("`{value}` is no header value"))?;
+            let name: HeaderName = name
+                .trim()
+                .parse()
+                .with_context(|| format!("`{name}` is no header name"))?;
+            let value: HeaderValue = value
+                .trim()
+                .parse()
+                .with_context(|| format!("`{value}` is no header value"))?;
             headers.append(name, value);
         }
         if self.url.authority().is_none() && !headers.contains_key(http::header::HOST) {
-            bail!("the URL has no host; write it like `http://acme.example.com{}`", self.url);
+            bail!(
+                "the URL has no host; write it like `http://acme.example.com{}`",
+                self.url
+            );
         }
-        request::explain(identify, policy, self.ip, (&self.method, &self.url, &headers), now)
-            .map_err(|(status, detail)| anyhow!("the request would be answered {status}: {detail}"))
+        request::explain(
+            identify,
+            policy,
+            self.ip,
+            (&self.method, &self.url, &headers),
+            now,
+        )
+        .map_err(|(status, detail)| anyhow!("the request would be answered {status}: {detail}"))
     }
 
     fn show(&self, explanation: &Explanation) {
@@ -122,9 +139,16 @@ impl Explain {
                 tidegate_engine::rules::Mode::Enforce => "",
                 tidegate_engine::rules::Mode::Shadow => " (shadow)",
             };
-            text.push_str(&format!("  {} {}: {}{mode}\n", step.kind, step.name, step.outcome));
+            text.push_str(&format!(
+                "  {} {}: {}{mode}\n",
+                step.kind, step.name, step.outcome
+            ));
         }
-        let rule = explanation.rule.as_ref().map(|rule| format!(" by {rule}")).unwrap_or_default();
+        let rule = explanation
+            .rule
+            .as_ref()
+            .map(|rule| format!(" by {rule}"))
+            .unwrap_or_default();
         text.push_str(&format!("verdict: {}{rule}", explanation.verdict.word()));
         say(&text);
     }

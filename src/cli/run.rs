@@ -57,7 +57,9 @@ fn serve(running: Running) -> anyhow::Result<()> {
         tracing::info!(%address, "serving");
     }
     tracing::info!(address = %running.admin_address, "admin API and metrics");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut reload = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -75,23 +77,27 @@ fn serve(running: Running) -> anyhow::Result<()> {
     running.drain();
     // A second signal while draining ends the process at once: its handlers are gone with the runtime
     // above, but tokio leaves them installed, so the default is put back by hand.
-    let impatient = std::thread::Builder::new().name("second-signal".into()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+    let impatient = std::thread::Builder::new()
+        .name("second-signal".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let mut terminate = signal(SignalKind::terminate())?;
+                let mut interrupt = signal(SignalKind::interrupt())?;
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                std::io::Result::Ok(())
+            })?;
+            tracing::warn!("ended by a second signal; requests under way were cut off");
+            #[expect(clippy::exit, reason = "asked for twice")]
+            std::process::exit(1);
+            #[expect(unreachable_code, reason = "gives the thread its type")]
             std::io::Result::Ok(())
-        })?;
-        tracing::warn!("ended by a second signal; requests under way were cut off");
-        #[expect(clippy::exit, reason = "asked for twice")]
-        std::process::exit(1);
-        #[expect(unreachable_code, reason = "gives the thread its type")]
-        std::io::Result::Ok(())
-    });
+        });
     drop(impatient);
     running.join()?;
     tracing::info!("drained");
@@ -101,10 +107,16 @@ fn serve(running: Running) -> anyhow::Result<()> {
 /// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` chooses what.
 fn begin_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         log.with_target(false).init();
     } else {
-        log.json().flatten_event(true).with_current_span(false).with_target(false).init();
+        log.json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_target(false)
+            .init();
     }
 }

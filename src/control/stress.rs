@@ -33,12 +33,18 @@ struct ServiceWatch {
 impl StressWatch {
     /// Begins knowing nothing.
     pub(super) fn new(services: usize) -> Self {
-        Self { services: (0..services).map(|_| ServiceWatch::default()).collect() }
+        Self {
+            services: (0..services).map(|_| ServiceWatch::default()).collect(),
+        }
     }
 
     /// Takes the counts of this tick and says, per service, whether it suffers.
     pub(super) fn tick(&mut self, signs: &[VitalSigns]) -> Vec<bool> {
-        self.services.iter_mut().zip(signs).map(|(watch, signs)| watch.tick(*signs)).collect()
+        self.services
+            .iter_mut()
+            .zip(signs)
+            .map(|(watch, signs)| watch.tick(*signs))
+            .collect()
     }
 }
 
@@ -48,7 +54,9 @@ impl ServiceWatch {
         if self.window.len() > WINDOW_TICKS + 1 {
             self.window.pop_front();
         }
-        let Some(before) = self.window.front() else { return false };
+        let Some(before) = self.window.front() else {
+            return false;
+        };
         let finished = signs.finished - before.finished;
         if finished < ANSWERS_MIN {
             return false;
@@ -70,7 +78,13 @@ mod tests {
     use super::*;
 
     /// Runs ticks of 100 answers each, with this many failures and this mean duration.
-    fn run(watch: &mut StressWatch, total: &mut VitalSigns, ticks: usize, failed: u64, mean_us: u64) -> bool {
+    fn run(
+        watch: &mut StressWatch,
+        total: &mut VitalSigns,
+        ticks: usize,
+        failed: u64,
+        mean_us: u64,
+    ) -> bool {
         let mut suffers = false;
         for _ in 0..ticks {
             total.finished += 100;
@@ -88,15 +102,28 @@ mod tests {
         assert!(!run(&mut watch, &mut total, 100, 0, 20_000));
         assert!(run(&mut watch, &mut total, 20, 10, 20_000), "10 % fail");
         assert!(!run(&mut watch, &mut total, 20, 0, 20_000));
-        assert!(run(&mut watch, &mut total, 20, 0, 200_000), "ten times slower");
-        assert!(run(&mut watch, &mut total, 2000, 0, 200_000), "and this is never learnt as usual");
-        assert!(!run(&mut watch, &mut total, 20, 0, 30_000), "half as slow again is no suffering");
+        assert!(
+            run(&mut watch, &mut total, 20, 0, 200_000),
+            "ten times slower"
+        );
+        assert!(
+            run(&mut watch, &mut total, 2000, 0, 200_000),
+            "and this is never learnt as usual"
+        );
+        assert!(
+            !run(&mut watch, &mut total, 20, 0, 30_000),
+            "half as slow again is no suffering"
+        );
     }
 
     #[test]
     fn a_few_answers_say_nothing() {
         let mut watch = StressWatch::new(1);
-        let one = VitalSigns { finished: 5, failed: 5, duration_us: 0 };
+        let one = VitalSigns {
+            finished: 5,
+            failed: 5,
+            duration_us: 0,
+        };
         watch.tick(&[VitalSigns::default()]);
         assert_eq!(watch.tick(&[one]), [false]);
     }

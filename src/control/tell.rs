@@ -8,7 +8,10 @@ pub(super) fn log(event: &Event) {
     let everybody = Source::everybody();
     let source = event.source.as_ref().unwrap_or(&everybody);
     let evidence = &event.evidence;
-    let (incident, rule) = (event.incident.0, event.rule.as_ref().map_or("", |rule| rule.as_str()));
+    let (incident, rule) = (
+        event.incident.0,
+        event.rule.as_ref().map_or("", |rule| rule.as_str()),
+    );
     macro_rules! tell {
         ($level:ident, $text:literal) => {
             tracing::$level!(
@@ -28,11 +31,20 @@ pub(super) fn log(event: &Event) {
         Happening::Surge => tell!(warn, "arrivals are well above what was expected"),
         Happening::Throttled => tell!(warn, "the source was found and is throttled"),
         Happening::Blocked => tell!(warn, "the source is blocked"),
-        Happening::Probing => tell!(info, "the source is calm; a few of its requests are let through"),
+        Happening::Probing => tell!(
+            info,
+            "the source is calm; a few of its requests are let through"
+        ),
         Happening::Released => tell!(info, "the source behaves again; its rule is gone"),
-        Happening::Crowd => tell!(warn, "more clients than usual, each as usual: nobody is blocked"),
+        Happening::Crowd => tell!(
+            warn,
+            "more clients than usual, each as usual: nobody is blocked"
+        ),
         Happening::NotLocalisable => {
-            tell!(warn, "no source explains the surge; limits alone protect the service");
+            tell!(
+                warn,
+                "no source explains the surge; limits alone protect the service"
+            );
         }
         Happening::Ended => tell!(info, "the surge is over"),
     }

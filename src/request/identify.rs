@@ -68,7 +68,11 @@ impl Identify {
             })
         };
         let readers = sources.iter().filter_map(reader).collect();
-        Self { schema, key, readers }
+        Self {
+            schema,
+            key,
+            readers,
+        }
     }
 
     /// Returns all attributes there are.
@@ -111,7 +115,9 @@ impl AttributeReader {
             place => std::slice::from_ref(place),
         };
         for place in places {
-            let Some(value) = read_from(place, request)? else { continue };
+            let Some(value) = read_from(place, request)? else {
+                continue;
+            };
             let value = match &self.pattern {
                 None => Some(value),
                 Some(pattern) => matched(pattern, value),
@@ -144,16 +150,19 @@ fn read_from<'a>(
         ValueFrom::Header(name) => header(request.headers, name),
         ValueFrom::Query(name) => query(request.uri.query().unwrap_or_default(), name),
         ValueFrom::Cookie(name) => cookie(request.headers, name),
-        ValueFrom::HostLabel(number) => {
-            Ok(host_label(request.host, *number).map(Cow::Borrowed))
-        }
+        ValueFrom::HostLabel(number) => Ok(host_label(request.host, *number).map(Cow::Borrowed)),
         ValueFrom::PathSegment(number) => {
-            let mut segments = request.path.split('/').filter(|segment| !segment.is_empty());
+            let mut segments = request
+                .path
+                .split('/')
+                .filter(|segment| !segment.is_empty());
             Ok(segments.nth(number.saturating_sub(1)).map(Cow::Borrowed))
         }
         ValueFrom::JwtClaim(claim) => {
             let token = header(request.headers, &AUTHORIZATION)?;
-            Ok(token.and_then(|token| jwt_claim(&token, claim)).map(Cow::Owned))
+            Ok(token
+                .and_then(|token| jwt_claim(&token, claim))
+                .map(Cow::Owned))
         }
         // Places within places are refused where the settings are read.
         ValueFrom::FirstOf(_) => Ok(None),

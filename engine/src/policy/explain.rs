@@ -57,7 +57,9 @@ impl Policy {
     pub fn explain(&self, facts: &RequestFacts<'_>, now: Instant) -> Explanation {
         let mut steps = Vec::new();
         let verdict = match judge(self, facts, now, Explainer { steps: &mut steps }) {
-            Judgement::Allowed(rule) => Verdict::Allow { rule: rule.rule.name.clone() },
+            Judgement::Allowed(rule) => Verdict::Allow {
+                rule: rule.rule.name.clone(),
+            },
             Judgement::Admitted(_) => Verdict::Forward,
             Judgement::Refused(cause, wait) => cause.refuse(wait),
         };

@@ -19,8 +19,14 @@ impl Policy {
         }
         let verdict = self.decide(&facts, now);
         let came_out = |what: &str| {
-            let by = verdict.cause().map(|rule| format!(" by `{rule}`")).unwrap_or_default();
-            format!("the test expects {what}, but the verdict is `{}`{by}", verdict.word())
+            let by = verdict
+                .cause()
+                .map(|rule| format!(" by `{rule}`"))
+                .unwrap_or_default();
+            format!(
+                "the test expects {what}, but the verdict is `{}`{by}",
+                verdict.word()
+            )
         };
         if verdict.word() != &*test.verdict {
             return Err(came_out(&format!("the verdict `{}`", test.verdict)));
