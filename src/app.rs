@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::control::{self, Control, ControlParts};
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
+use crate::request::admit::Admission;
 use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
@@ -163,6 +164,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let traffic = Arc::new(Traffic::new(&schema, workers, seed));
     let services = settings.services.len();
     let vitals = Vitals::new(services);
+    let admission = Admission::new(settings.services.iter().map(|s| s.concurrency.max));
     let inflight = InflightBoard::new(workers, services);
     let (drain, draining) = watch::channel(false);
     let (reload, reloads) = mpsc::channel(1);
@@ -216,6 +218,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
             service_upstreams: service_upstreams(&settings),
             metrics: Arc::clone(&metrics),
             vitals: Arc::clone(&vitals),
+            admission: Arc::clone(&admission),
             inflight: Arc::clone(&inflight),
             access_log: access_log.clone(),
             random: state::random_u64().context("draw a random number")?,

@@ -4,7 +4,7 @@
 //! 2. [`serve`]: the whole way of one request, calling the rest;
 //! 3. [`target`]: is it a request that can be served at all, and what does it ask for;
 //! 4. [`address`] and [`identify`]: who asks;
-//! 5. the policy in force decides (the engine);
+//! 5. the policy in force decides (the engine), and [`admit`] finds a place in the service;
 //! 6. [`forward`] sends it on ([`headers`], [`body`]), or [`refuse`] answers;
 //! 7. [`observe`] records it, exactly once ([`inflight`] until then).
 //!
@@ -13,6 +13,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod address;
+pub mod admit;
 mod body;
 mod forward;
 mod guard;
@@ -49,7 +50,8 @@ pub fn explain(
     now: Instant,
 ) -> Result<Explanation, (u16, &'static str)> {
     let refused = |invalid: target::Invalid| (invalid.status, invalid.detail);
-    target::check_framing(headers, Version::HTTP_11, || false).map_err(refused)?;
+    let fields = headers::Fields::of(headers);
+    target::check_framing(headers, fields, Version::HTTP_11, || false).map_err(refused)?;
     let target = target::Target::read(method, uri, Version::HTTP_11, headers).map_err(refused)?;
     let (host, path) = (&*target.host, &*target.path);
     let readable = identify::Readable {

@@ -38,7 +38,7 @@ pub(crate) enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Returns the word for it in metrics and `Proxy-Status` (RFC 9209, 2.3).
+    /// Returns the word for it in metrics and logs (RFC 9209, 2.3).
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connection_refused",
@@ -48,6 +48,19 @@ impl UpstreamError {
             Self::Protocol(_) => "http_protocol_error",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::ClientBody(_) => "http_request_error",
+        }
+    }
+
+    /// Returns what `Proxy-Status` says.
+    pub(crate) fn proxy_status(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "tidegate; error=connection_refused",
+            Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
+            Self::ConnectionLimit => "tidegate; error=connection_limit_reached",
+            Self::Terminated(_) => "tidegate; error=connection_terminated",
+            Self::Protocol(_) => "tidegate; error=http_protocol_error",
+            Self::ResponseTimeout(_) => "tidegate; error=http_response_timeout",
+            Self::ClientBody(_) => "tidegate; error=http_request_error",
         }
     }
 

@@ -154,7 +154,7 @@ fn begin(
     worker.metrics.connections_total.inc();
     let address = peer.ip().to_canonical();
     let connection = Rc::new(Connection {
-        state: ConnectionState::new(),
+        state: ConnectionState::new(&worker.now),
         peer,
         peer_text: HeaderValue::try_from(address.to_string())
             .unwrap_or(HeaderValue::from_static("unknown")),

@@ -233,11 +233,15 @@ impl ReplyBody {
     /// Streams an upstream's answer.
     pub(crate) fn upstream(
         incoming: Incoming,
-        lease: Lease,
+        mut lease: Lease,
         request: Rc<BodyProgress>,
         idle_timeout: Duration,
         observation: Observation,
     ) -> Self {
+        if !request.is_done.get() {
+            // The client may read the answer only after it has sent everything.
+            lease.detach();
+        }
         let mut reply = UpstreamReply {
             incoming,
             lease: Some(lease),
@@ -256,6 +260,21 @@ impl ReplyBody {
 }
 
 impl UpstreamReply {
+    /// Takes what has arrived; drives the connection where nothing has.
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let arrived = Pin::new(&mut self.incoming).poll_frame(cx);
+        match &mut self.lease {
+            Some(lease) if arrived.is_pending() => {
+                lease.drive(cx);
+                Pin::new(&mut self.incoming).poll_frame(cx)
+            }
+            _ => arrived,
+        }
+    }
+
     /// Gives the connection back, unless request bytes are still on their way on it.
     fn end(&mut self) {
         if let Some(lease) = self.lease.take()
@@ -287,7 +306,7 @@ impl Body for ReplyBody {
             }
             ReplySource::Upstream(reply) => reply,
         };
-        match Pin::new(&mut reply.incoming).poll_frame(cx) {
+        match reply.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 reply.patience.progress();
                 observation.bytes_sent += frame.data_ref().map_or(0, |data| data.len() as u64);

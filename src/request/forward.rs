@@ -1,5 +1,6 @@
 //! Sends a request to its upstream and the answer back.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 
 use http::{HeaderValue, Method, Request, Response};
@@ -7,7 +8,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{BodyProgress, ReplyBody, RequestBody};
-use super::headers::{X_REQUEST_ID, append_via, strip_hop_by_hop};
+use super::headers::prepare_response;
 use super::observe::Observation;
 use crate::upstream::{Lease, Upstream, UpstreamError};
 
@@ -28,9 +29,7 @@ pub(crate) async fn forward(
     };
     let (mut head, incoming) = response.into_parts();
     observation.status = head.status.as_u16();
-    strip_hop_by_hop(&mut head.headers);
-    append_via(&mut head.headers, head.version);
-    head.headers.insert(X_REQUEST_ID, request_id.clone());
+    prepare_response(&mut head.headers, request_id, head.version);
     let body = ReplyBody::upstream(incoming, lease, progress, idle_timeout, observation);
     Ok(Response::from_parts(head, body))
 }
@@ -81,10 +80,14 @@ async fn send(
 ) -> Result<Response<Incoming>, Failed> {
     let limit = upstream.spec.response_timeout;
     let mut sending = std::pin::pin!(lease.sender.try_send_request(request));
+    let mut answered = std::pin::pin!(poll_fn(|cx| {
+        lease.drive(cx);
+        sending.as_mut().poll(cx)
+    }));
     let mut read_before = progress.frames.get();
     loop {
         let deadline = Instant::now() + limit;
-        match timeout_at(deadline, sending.as_mut()).await {
+        match timeout_at(deadline, answered.as_mut()).await {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(mut error)) => {
                 let unsent = error.take_message();

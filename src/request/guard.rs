@@ -52,6 +52,8 @@ pub(crate) enum Phase {
 pub(crate) struct ConnectionState {
     phase: Cell<Phase>,
     deadline: Cell<Instant>,
+    /// The time, a tenth of a second late at most: exact enough for these deadlines, and free.
+    now: Rc<Cell<Instant>>,
     /// The raw bytes of the head that is arriving, at most [`HEAD_BYTES_MAX`].
     head: RefCell<Vec<u8>>,
     /// Whether the client must be given time to read a refusal before the connection closes.
@@ -61,11 +63,12 @@ pub(crate) struct ConnectionState {
 }
 
 impl ConnectionState {
-    /// Begins a connection.
-    pub(crate) fn new() -> Rc<Self> {
+    /// Begins a connection. `now` is kept up to date by the worker.
+    pub(crate) fn new(now: &Rc<Cell<Instant>>) -> Rc<Self> {
         Rc::new(Self {
             phase: Cell::new(Phase::FirstByte),
-            deadline: Cell::new(Instant::now() + FIRST_BYTE_TIMEOUT),
+            deadline: Cell::new(now.get() + FIRST_BYTE_TIMEOUT),
+            now: Rc::clone(now),
             head: RefCell::new(Vec::new()),
             linger: Cell::new(false),
             abort: Cell::new(false),
@@ -85,7 +88,7 @@ impl ConnectionState {
     /// The answer is complete.
     pub(crate) fn idle(&self) {
         self.phase.set(Phase::Idle);
-        self.deadline.set(Instant::now() + KEEP_ALIVE_TIMEOUT);
+        self.deadline.set(self.now.get() + KEEP_ALIVE_TIMEOUT);
         let mut head = self.head.borrow_mut();
         head.clear();
         // Most heads are under 1 KiB; an idle connection keeps no more than 4 KiB.
@@ -112,7 +115,7 @@ impl ConnectionState {
         match self.phase.get() {
             Phase::FirstByte | Phase::Idle => {
                 self.phase.set(Phase::Head);
-                self.deadline.set(Instant::now() + HEAD_TIMEOUT);
+                self.deadline.set(self.now.get() + HEAD_TIMEOUT);
             }
             Phase::Head => {}
             Phase::Serving => return,

@@ -1,7 +1,5 @@
 //! Headers on their way through: what ends here, what is added, what is passed on.
 
-use std::fmt::Write as _;
-
 use http::header::{
     CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE, VIA,
@@ -24,10 +22,53 @@ const VIA_OURS: HeaderValue = HeaderValue::from_static("1.1 tidegate");
 /// The longest request id that is kept, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// Which of the fields that matter to a proxy a message has, found in one walk over its names: most
+/// have hardly any, and asking for each by name costs a hash and a look-up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fields {
+    connection: bool,
+    hop_by_hop: bool,
+    underscored: bool,
+    te: bool,
+    via: bool,
+    trace: bool,
+    /// `Expect`.
+    pub(crate) expect: bool,
+    /// `Upgrade`.
+    pub(crate) upgrade: bool,
+    /// `Transfer-Encoding`.
+    pub(crate) transfer_encoding: bool,
+    /// `Host`.
+    pub(crate) host: bool,
+}
+
+impl Fields {
+    /// Looks for the fields.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut fields = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "connection" => fields.connection = true,
+                "keep-alive" | "proxy-connection" | "proxy-authenticate"
+                | "proxy-authorization" => fields.hop_by_hop = true,
+                "te" => fields.te = true,
+                "via" => fields.via = true,
+                "traceparent" => fields.trace = true,
+                "expect" => fields.expect = true,
+                "upgrade" => fields.upgrade = true,
+                "transfer-encoding" => fields.transfer_encoding = true,
+                "host" => fields.host = true,
+                name => fields.underscored |= name.contains('_'),
+            }
+        }
+        fields
+    }
+}
+
 /// Removes what belongs to one connection only: `Connection`, everything that it names, and the
 /// fields that every proxy keeps to itself (RFC 9110, 7.6.1).
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, fields: Fields) {
+    if fields.connection {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -41,16 +82,17 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        UPGRADE,
-    ] {
-        headers.remove(name);
+    if fields.hop_by_hop {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION] {
+            headers.remove(name);
+        }
     }
-    headers.remove(TRANSFER_ENCODING);
+    if fields.upgrade {
+        headers.remove(UPGRADE);
+    }
+    if fields.transfer_encoding {
+        headers.remove(TRANSFER_ENCODING);
+    }
 }
 
 /// Prepares a request's headers for the upstream. What is added is written after what is stripped,
@@ -60,17 +102,26 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// `x-real-ip` as the same field, so one could be made to stand for the other.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
+    fields: Fields,
     facts: &ForwardedFacts<'_>,
     version: Version,
 ) -> usize {
-    let trailers_welcome = headers
-        .get_all(TE)
-        .iter()
-        .any(|line| line.as_bytes().split(|byte| *byte == b',').any(is_trailers));
-    strip_hop_by_hop(headers);
-    headers.remove(TE);
-    headers.remove(EXPECT);
-    let dropped = drop_underscored(headers);
+    let trailers_welcome = fields.te
+        && headers
+            .get_all(TE)
+            .iter()
+            .any(|line| line.as_bytes().split(|byte| *byte == b',').any(is_trailers));
+    if fields.trace {
+        check_trace(headers);
+    }
+    strip_hop_by_hop(headers, fields);
+    if fields.te {
+        headers.remove(TE);
+    }
+    if fields.expect {
+        headers.remove(EXPECT);
+    }
+    let dropped = if fields.underscored { drop_underscored(headers) } else { 0 };
     if trailers_welcome {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -83,9 +134,21 @@ pub(crate) fn prepare_request(
     {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    append_via(headers, version);
+    append_via(headers, fields, version);
     headers.insert(X_REQUEST_ID, facts.request_id.clone());
     dropped
+}
+
+/// Prepares an answer's headers for the client.
+pub(crate) fn prepare_response(
+    headers: &mut HeaderMap,
+    request_id: &HeaderValue,
+    version: Version,
+) {
+    let fields = Fields::of(headers);
+    strip_hop_by_hop(headers, fields);
+    append_via(headers, fields, version);
+    headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
 /// What the forwarding headers say.
@@ -105,14 +168,8 @@ fn is_trailers(token: &[u8]) -> bool {
 }
 
 fn drop_underscored(headers: &mut HeaderMap) -> usize {
-    if !headers.keys().any(|name| name.as_str().contains('_')) {
-        return 0;
-    }
-    let names: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().contains('_'))
-        .cloned()
-        .collect();
+    let names: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     for name in &names {
         headers.remove(name);
     }
@@ -136,13 +193,14 @@ fn append_forwarded_for(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
 }
 
 /// Appends this proxy to `Via`.
-pub(crate) fn append_via(headers: &mut HeaderMap, version: Version) {
+fn append_via(headers: &mut HeaderMap, fields: Fields, version: Version) {
     let ours = if version == Version::HTTP_10 {
         HeaderValue::from_static("1.0 tidegate")
     } else {
         VIA_OURS
     };
-    let joined = headers.get(VIA).and_then(|existing| {
+    let existing = if fields.via { headers.get(VIA) } else { None };
+    let joined = existing.and_then(|existing| {
         let mut joined = existing.as_bytes().to_vec();
         joined.extend_from_slice(b", ");
         joined.extend_from_slice(ours.as_bytes());
@@ -170,7 +228,7 @@ pub(crate) fn request_id(
 
 /// Removes a `traceparent` that is not one (W3C Trace Context: `00-32 hex-16 hex-2 hex`), with its
 /// `tracestate`; passes a good one on untouched.
-pub(crate) fn check_trace(headers: &mut HeaderMap) {
+fn check_trace(headers: &mut HeaderMap) {
     let Some(parent) = headers.get(TRACEPARENT) else {
         return;
     };
@@ -186,6 +244,8 @@ pub(crate) fn check_trace(headers: &mut HeaderMap) {
         headers.remove(TRACESTATE);
     }
 }
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Makes request ids: 32 hexadecimal digits, of which the first half is random per worker.
 ///
@@ -208,11 +268,14 @@ impl RequestIds {
     fn next(&self) -> HeaderValue {
         let number = self.next.get();
         self.next.set(number.wrapping_add(0x9E37_79B9_7F4A_7C15));
-        let mut text = String::with_capacity(32);
-        // Writing to a String cannot fail, and hexadecimal digits are a valid header value.
-        let written = write!(text, "{:016x}{number:016x}", self.prefix);
-        debug_assert!(written.is_ok());
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0"))
+        let mut text = [0; 32];
+        let digits = [self.prefix, number].into_iter().flat_map(|half| {
+            (0..16).rev().map(move |at| (half >> (4 * at)) as usize & 15)
+        });
+        for (place, digit) in text.iter_mut().zip(digits) {
+            *place = HEX.get(digit).copied().unwrap_or(b'0');
+        }
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
     }
 }
 
@@ -240,7 +303,8 @@ mod tests {
             peer_is_trusted,
             request_id: &request_id,
         };
-        prepare_request(&mut headers, &facts, Version::HTTP_11);
+        let fields = Fields::of(&headers);
+        prepare_request(&mut headers, fields, &facts, Version::HTTP_11);
         headers
     }
 

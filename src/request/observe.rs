@@ -12,6 +12,7 @@ use tidegate_engine::attribute::{AttributeId, Schema};
 use tidegate_engine::request::RequestFacts;
 use tidegate_engine::time::Instant;
 
+use super::admit::Admission;
 use super::guard::ConnectionState;
 use super::inflight::{Inflight, Ticket};
 use crate::access_log::AccessLog;
@@ -31,10 +32,13 @@ pub(crate) struct Observer {
     pub(crate) schema: Arc<Schema>,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) vitals: Arc<Vitals>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) inflight: RefCell<Inflight>,
     pub(crate) access_log: RefCell<AccessLog>,
     /// Buffers of finished lines, to be used again.
     lines: RefCell<Vec<Vec<u8>>>,
+    /// The second that was written last, and its text up to the seconds.
+    second: RefCell<(u64, String)>,
 }
 
 impl Observer {
@@ -44,6 +48,7 @@ impl Observer {
         schema: Arc<Schema>,
         metrics: WorkerMetrics,
         vitals: Arc<Vitals>,
+        admission: Arc<Admission>,
         inflight: Inflight,
         access_log: AccessLog,
     ) -> Self {
@@ -52,9 +57,11 @@ impl Observer {
             schema,
             metrics,
             vitals,
+            admission,
             inflight: RefCell::new(inflight),
             access_log: RefCell::new(access_log),
             lines: RefCell::default(),
+            second: RefCell::default(),
         }
     }
 
@@ -79,6 +86,7 @@ impl Observer {
             service,
             began,
             ticket: Some(ticket),
+            is_admitted: false,
             outcome: "forward",
             status: 0,
             bytes_sent: 0,
@@ -100,7 +108,7 @@ impl Observer {
             .pop()
             .unwrap_or_else(|| Vec::with_capacity(1024));
         line.extend_from_slice(b"{\"time\":\"");
-        push_time(&mut line, self.clock.wall());
+        self.push_time(&mut line);
         line.extend_from_slice(b"\",\"request_id\":");
         push_json(&mut line, request.request_id.as_bytes());
         line.extend_from_slice(b",\"method\":");
@@ -113,6 +121,29 @@ impl Observer {
             self.push_attributes(&mut line, facts);
         }
         line
+    }
+
+    /// Appends RFC 3339 with milliseconds. Dates are worked out once a second.
+    fn push_time(&self, line: &mut Vec<u8>) {
+        let wall = self.clock.wall();
+        let since = wall.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut second = self.second.borrow_mut();
+        if second.0 != since.as_secs() || second.1.is_empty() {
+            let mut text = humantime::format_rfc3339_seconds(wall).to_string();
+            // The last character is the zone, which follows the milliseconds.
+            text.pop();
+            *second = (since.as_secs(), text);
+        }
+        line.extend_from_slice(second.1.as_bytes());
+        let millis = since.subsec_millis();
+        let digit = |value: u32| b'0' + (value % 10) as u8;
+        line.extend_from_slice(&[
+            b'.',
+            digit(millis / 100),
+            digit(millis / 10),
+            digit(millis),
+            b'Z',
+        ]);
     }
 
     fn push_attributes(&self, line: &mut Vec<u8>, facts: &RequestFacts<'_>) {
@@ -153,6 +184,7 @@ pub(crate) struct Observation {
     service: usize,
     began: Instant,
     ticket: Option<Ticket>,
+    is_admitted: bool,
     /// One of [`crate::metrics::OUTCOMES`].
     pub(crate) outcome: &'static str,
     /// The status that the client gets; 0 until there is one.
@@ -167,6 +199,12 @@ pub(crate) struct Observation {
 }
 
 impl Observation {
+    /// Takes a place in the service; it is given back when the request ends. False: there is none.
+    pub(crate) fn admit(&mut self, service: usize) -> bool {
+        self.is_admitted = self.observer.admission.enter(service);
+        self.is_admitted
+    }
+
     /// Notes that the answer's last byte was handed to the client's connection.
     pub(crate) fn complete(&self) {
         if !self.is_complete.replace(true) {
@@ -190,6 +228,9 @@ impl Drop for Observation {
         if let Some(ticket) = self.ticket.take() {
             self.observer.inflight.borrow_mut().end(ticket);
         }
+        if self.is_admitted {
+            self.observer.admission.leave(self.service);
+        }
         self.observer
             .metrics
             .finished(self.service, self.outcome, duration);
@@ -208,11 +249,11 @@ impl Drop for Observation {
         line.extend_from_slice(b",\"verdict\":\"");
         line.extend_from_slice(self.outcome.as_bytes());
         line.extend_from_slice(b"\",\"status\":");
-        push_display(&mut line, self.status);
+        push_number(&mut line, self.status);
         line.extend_from_slice(b",\"bytes\":");
-        push_display(&mut line, self.bytes_sent);
+        push_number(&mut line, self.bytes_sent);
         line.extend_from_slice(b",\"duration_us\":");
-        push_display(&mut line, duration.as_micros());
+        push_number(&mut line, duration.as_micros() as u64);
         if !self.fault.is_empty() {
             line.extend_from_slice(b",\"error\":\"");
             line.extend_from_slice(self.fault.as_bytes());
@@ -235,9 +276,9 @@ fn push_display(line: &mut Vec<u8>, value: impl std::fmt::Display) {
     debug_assert!(written.is_ok());
 }
 
-/// Appends RFC 3339 with milliseconds.
-fn push_time(line: &mut Vec<u8>, wall: std::time::SystemTime) {
-    push_display(line, humantime::format_rfc3339_millis(wall));
+/// Appends a whole number.
+fn push_number(line: &mut Vec<u8>, number: impl itoa::Integer) {
+    line.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Appends a JSON string. Control characters are escaped, bytes that are no UTF-8 become U+FFFD,

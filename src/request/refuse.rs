@@ -43,7 +43,8 @@ struct Problem<'a> {
     title: &'a str,
     detail: &'a str,
     code: &'a str,
-    proxy_error: &'a str,
+    /// `Proxy-Status` (RFC 9209).
+    proxy_status: &'static str,
     retry_after: Option<Duration>,
     limit: Option<(&'a LimitHit, Duration)>,
 }
@@ -84,7 +85,7 @@ impl Refuse {
                 title: "Too many requests",
                 detail: "A limit for this client is spent; wait as long as Retry-After says.",
                 code: "rate_limited",
-                proxy_error: "http_request_denied",
+                proxy_status: "tidegate; error=http_request_denied",
                 retry_after: Some(self.jittered(wait)),
                 limit: Some((limit, *retry_after)),
             },
@@ -95,7 +96,7 @@ impl Refuse {
                 detail: "Clients of this kind send more than can be served; wait as long as \
                          Retry-After says.",
                 code: "throttled",
-                proxy_error: "http_request_denied",
+                proxy_status: "tidegate; error=http_request_denied",
                 retry_after: Some(self.jittered(wait)),
                 limit: None,
             },
@@ -108,7 +109,7 @@ impl Refuse {
                     .unwrap_or("Refused"),
                 detail: "Requests of this kind are not served at present.",
                 code: "blocked",
-                proxy_error: "http_request_denied",
+                proxy_status: "tidegate; error=http_request_denied",
                 retry_after: Some(self.jittered(wait)),
                 limit: None,
             },
@@ -131,7 +132,7 @@ impl Refuse {
             title: reason.unwrap_or("Invalid request"),
             detail: invalid.detail,
             code: "invalid_request",
-            proxy_error: "http_request_error",
+            proxy_status: "tidegate; error=http_request_error",
             retry_after: None,
             limit: None,
         }
@@ -149,8 +150,27 @@ impl Refuse {
             title: "Not Found",
             detail: "No service answers for this host and path.",
             code: "no_service",
-            proxy_error: "destination_not_found",
+            proxy_status: "tidegate; error=destination_not_found",
             retry_after: None,
+            limit: None,
+        }
+        .answer(request_id, observation)
+    }
+
+    /// Answers a request for which its service has no place.
+    pub(crate) fn shed(
+        &self,
+        request_id: &HeaderValue,
+        observation: Observation,
+    ) -> Response<ReplyBody> {
+        Problem {
+            status: 503,
+            kind: "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+            title: "Service Unavailable",
+            detail: "The service serves as many requests as it can.",
+            code: "overloaded",
+            proxy_status: "tidegate; error=connection_limit_reached",
+            retry_after: Some(self.jittered(UNAVAILABLE_RETRY_AFTER)),
             limit: None,
         }
         .answer(request_id, observation)
@@ -189,7 +209,7 @@ impl Refuse {
             title,
             detail,
             code: error.word(),
-            proxy_error: error.word(),
+            proxy_status: error.proxy_status(),
             retry_after: (status == 503 || status == 504)
                 .then(|| self.jittered(UNAVAILABLE_RETRY_AFTER)),
             limit: None,
@@ -219,11 +239,7 @@ impl Problem<'_> {
         headers.insert(CONTENT_TYPE, PROBLEM_JSON);
         headers.insert(CACHE_CONTROL, NO_STORE);
         headers.insert(X_REQUEST_ID, request_id.clone());
-        insert(
-            headers,
-            PROXY_STATUS,
-            format!("tidegate; error={}", self.proxy_error),
-        );
+        headers.insert(PROXY_STATUS, HeaderValue::from_static(self.proxy_status));
         if let Some(wait) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
@@ -250,28 +266,25 @@ impl Problem<'_> {
     /// Writes the problem document. All parts are ours or checked (a request id is visible ASCII), so
     /// only quotes and backslashes need escaping.
     fn document(&self, request_id: &HeaderValue) -> Bytes {
-        let id: String = request_id
-            .as_bytes()
-            .iter()
-            .map(|byte| char::from(*byte))
-            .flat_map(|byte| {
-                let escape = matches!(byte, '"' | '\\').then_some('\\');
-                escape.into_iter().chain(std::iter::once(byte))
-            })
-            .collect();
-        let Self {
-            status,
-            kind,
-            title,
-            detail,
-            code,
-            ..
-        } = self;
-        Bytes::from(format!(
-            "{{\"type\":\"{kind}\",\"title\":\"{title}\",\"status\":{status},\
-             \"detail\":\"{detail}\",\"instance\":\"{id}\",\
-             \"errors\":[{{\"code\":\"{code}\",\"message\":\"{detail}\"}}]}}\n"
-        ))
+        let Self { kind, title, detail, code, .. } = self;
+        let mut text = String::with_capacity(512);
+        for part in ["{\"type\":\"", kind, "\",\"title\":\"", title, "\",\"status\":"] {
+            text.push_str(part);
+        }
+        text.push_str(itoa::Buffer::new().format(self.status));
+        for part in [",\"detail\":\"", detail, "\",\"instance\":\""] {
+            text.push_str(part);
+        }
+        for byte in request_id.as_bytes() {
+            if matches!(byte, b'"' | b'\\') {
+                text.push('\\');
+            }
+            text.push(char::from(*byte));
+        }
+        for part in ["\",\"errors\":[{\"code\":\"", code, "\",\"message\":\"", detail, "\"}]}\n"] {
+            text.push_str(part);
+        }
+        Bytes::from(text)
     }
 }
 

@@ -14,7 +14,7 @@ use tidegate_engine::verdict::Verdict;
 use super::accept::Connection;
 use super::body::ReplyBody;
 use super::forward::forward;
-use super::headers::{ForwardedFacts, RequestIds, check_trace, prepare_request, request_id};
+use super::headers::{Fields, ForwardedFacts, RequestIds, prepare_request, request_id};
 use super::identify::{Identify, Readable};
 use super::observe::{Loggable, Observation, Observer};
 use super::refuse::Refuse;
@@ -44,6 +44,8 @@ pub(crate) struct Dropped;
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) clock: Clock,
+    /// The time, a tenth of a second late at most.
+    pub(crate) now: Rc<std::cell::Cell<tokio::time::Instant>>,
     pub(crate) identify: std::sync::Arc<Identify>,
     pub(crate) policy: PolicyReader,
     pub(crate) recorder: Recorder,
@@ -60,6 +62,7 @@ pub(crate) struct Worker {
 /// What was decided about a request, and what later stages need of it.
 struct Decided {
     verdict: Verdict,
+    service: usize,
     upstream: usize,
     instance: u64,
     observation: Observation,
@@ -74,7 +77,8 @@ impl Worker {
     ) -> Result<Response<ReplyBody>, Dropped> {
         connection.state.serving();
         let id = request_id(request.headers(), connection.is_trusted, &self.request_ids);
-        let decided = match self.decide(&request, &connection, &id) {
+        let fields = Fields::of(request.headers());
+        let decided = match self.decide(&request, fields, &connection, &id) {
             Ok(decided) => decided,
             Err((refusal, observation)) => {
                 let response = match refusal {
@@ -86,14 +90,20 @@ impl Worker {
         };
         let Decided {
             verdict,
+            service,
             upstream,
             instance,
-            observation,
+            mut observation,
         } = decided;
         match verdict {
-            Verdict::Forward | Verdict::Allow { .. } => Ok(self
-                .forward(request, upstream, &connection, &id, observation)
-                .await),
+            Verdict::Forward | Verdict::Allow { .. } if observation.admit(service) => {
+                Ok(self.forward(request, fields, upstream, &connection, &id, observation).await)
+            }
+            Verdict::Forward | Verdict::Allow { .. } => {
+                observation.outcome = "shed";
+                let response = self.refuse.shed(&id, observation);
+                Ok(self.make_room(request, response, &connection).await)
+            }
             Verdict::Drop { .. } => Err(dropped(observation)),
             Verdict::Tarpit { .. } => Err(self.tarpit(observation).await),
             refusal => {
@@ -110,6 +120,7 @@ impl Worker {
     fn decide(
         &self,
         request: &Request<Incoming>,
+        fields: Fields,
         connection: &Connection,
         id: &HeaderValue,
     ) -> Result<Decided, (NoDecision, Observation)> {
@@ -120,7 +131,7 @@ impl Worker {
         };
         let method = request.method().as_str();
         let (uri, headers) = (request.uri(), request.headers());
-        let read = check_framing(headers, request.version(), || {
+        let read = check_framing(headers, fields, request.version(), || {
             connection.state.head_has_content_length()
         })
         .and_then(|()| Target::read(request.method(), uri, request.version(), headers));
@@ -193,6 +204,7 @@ impl Worker {
                 .unwrap_or(usize::MAX);
             Ok(Decided {
                 verdict,
+                service,
                 upstream,
                 instance: facts.instance(),
                 observation,
@@ -203,6 +215,7 @@ impl Worker {
     async fn forward(
         &self,
         mut request: Request<Incoming>,
+        fields: Fields,
         upstream: usize,
         connection: &Rc<Connection>,
         id: &HeaderValue,
@@ -211,7 +224,7 @@ impl Worker {
         let Some(upstream) = self.upstreams.get(upstream) else {
             return Refuse::unmatched(id, observation);
         };
-        if !request.headers().contains_key(HOST)
+        if !fields.host
             && let Some(host) = upstream
                 .spec
                 .endpoints
@@ -221,7 +234,7 @@ impl Worker {
             // Only HTTP/1.0 clients may leave it out; the upstream is asked in HTTP/1.1.
             request.headers_mut().insert(HOST, host);
         }
-        prepare(&mut request, connection, id, &self.metrics);
+        prepare(&mut request, fields, connection, id, &self.metrics);
         let retries = || {
             self.metrics
                 .upstream_retries_total
@@ -322,6 +335,7 @@ fn dropped(observation: Observation) -> Dropped {
 /// Turns the client's request into the one for the upstream.
 fn prepare(
     request: &mut Request<Incoming>,
+    fields: Fields,
     connection: &Connection,
     id: &HeaderValue,
     metrics: &Metrics,
@@ -343,14 +357,13 @@ fn prepare(
             *request.uri_mut() = uri;
         }
     }
-    check_trace(request.headers_mut());
     let version = request.version();
     let facts = ForwardedFacts {
         peer: &connection.peer_text,
         peer_is_trusted: connection.is_trusted,
         request_id: id,
     };
-    let dropped = prepare_request(request.headers_mut(), &facts, version);
+    let dropped = prepare_request(request.headers_mut(), fields, &facts, version);
     if dropped > 0 {
         metrics.headers_dropped_total.inc_by(dropped as u64);
     }

@@ -5,8 +5,10 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, UPGRADE};
 use http::{HeaderMap, Method, Uri, Version};
+
+use super::headers::Fields;
 
 /// The longest request target, in bytes; more is answered 414.
 const TARGET_BYTES_MAX: usize = 8 * 1024;
@@ -180,35 +182,29 @@ fn push_byte(normal: &mut String, byte: u8) {
 /// Refuses framing and expectations that could mean two things to two readers.
 pub(crate) fn check_framing(
     headers: &HeaderMap,
+    fields: Fields,
     version: Version,
     head_has_content_length: impl FnOnce() -> bool,
 ) -> Result<(), Invalid> {
-    if headers.contains_key(TRANSFER_ENCODING) {
+    if fields.transfer_encoding {
         if version == Version::HTTP_10 {
             return Err(invalid(400, "Transfer-Encoding is not part of HTTP/1.0"));
         }
         if headers.contains_key(CONTENT_LENGTH) || head_has_content_length() {
-            return Err(invalid(
-                400,
-                "Content-Length and Transfer-Encoding are both given",
-            ));
+            return Err(invalid(400, "Content-Length and Transfer-Encoding are both given"));
         }
     }
-    if let Some(expect) = headers.get(http::header::EXPECT)
+    if fields.expect
+        && let Some(expect) = headers.get(EXPECT)
         && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
     {
-        return Err(invalid(
-            417,
-            "the only expectation that is met is 100-continue",
-        ));
+        return Err(invalid(417, "the only expectation that is met is 100-continue"));
     }
-    if let Some(upgrade) = headers.get(http::header::UPGRADE)
+    if fields.upgrade
+        && let Some(upgrade) = headers.get(UPGRADE)
         && upgrade.as_bytes().eq_ignore_ascii_case(b"websocket")
     {
-        return Err(invalid(
-            501,
-            "WebSocket connections are not served here yet",
-        ));
+        return Err(invalid(501, "WebSocket connections are not served here yet"));
     }
     Ok(())
 }

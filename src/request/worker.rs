@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::accept::{OpenConnections, accept};
 use super::address::TrustedProxies;
+use super::admit::Admission;
 use super::headers::RequestIds;
 use super::identify::Identify;
 use super::inflight::{Inflight, InflightBoard};
@@ -61,6 +62,8 @@ pub struct WorkerParts {
     pub metrics: Arc<Metrics>,
     /// How the upstreams do.
     pub vitals: Arc<Vitals>,
+    /// How many may be in each service.
+    pub admission: Arc<Admission>,
     /// Who is in flight.
     pub inflight: Arc<InflightBoard>,
     /// Where log lines go.
@@ -134,6 +137,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         Arc::clone(parts.identify.schema()),
         WorkerMetrics::new(&metrics, &parts.services, &upstream_names),
         parts.vitals,
+        parts.admission,
         Inflight::new(parts.inflight, parts.number),
         parts.access_log.worker(&metrics),
     ));
@@ -151,6 +155,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         });
     let worker = Rc::new(Worker {
         clock: parts.clock,
+        now: Rc::new(Cell::new(Instant::now())),
         identify: parts.identify,
         policy: parts.policy,
         recorder: parts.recorder,
@@ -189,6 +194,7 @@ async fn keep_house(
                 deadline = Some(Instant::now() + drain_timeout);
             }
         }
+        worker.now.set(Instant::now());
         worker.observer.flush();
         for upstream in &worker.upstreams {
             upstream.sweep();

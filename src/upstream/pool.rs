@@ -1,9 +1,17 @@
 //! One worker's connections to one upstream.
+//!
+//! A connection is driven by whoever uses it, in the task of the client's connection: a request that
+//! wakes one task and not two costs less. Only while a request's body is still on its way when the
+//! answer begins, the connection gets a task of its own, because then both directions must go on by
+//! themselves.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
@@ -46,7 +54,40 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Idle {
     sender: SendRequest<RequestBody>,
+    driven: Option<Driven>,
     since: Instant,
+}
+
+/// A connection that is driven by its user.
+struct Driven {
+    connection: Box<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
+    _open: Open,
+}
+
+impl std::fmt::Debug for Driven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Driven")
+    }
+}
+
+impl Driven {
+    /// Does what can be done on the connection. Ready when it has ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = ready!(Pin::new(&mut *self.connection).poll(cx));
+        if let Err(error) = ended {
+            tracing::debug!(%error, "an upstream connection ended");
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Idle {
+    /// Looks whether the connection was closed meanwhile.
+    fn has_ended(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.driven.as_mut().is_some_and(|driven| driven.poll(&mut cx).is_ready())
+            || self.sender.is_closed()
+    }
 }
 
 /// A connection, for one request.
@@ -56,21 +97,34 @@ pub(crate) struct Lease {
     pub(crate) sender: SendRequest<RequestBody>,
     /// Whether the connection carried requests before, and so may turn out closed.
     pub(crate) is_reused: bool,
+    driven: Option<Driven>,
     upstream: Rc<Upstream>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Lease {
+    /// Does what can be done on the connection; to be called whenever its user is polled.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driven) = &mut self.driven
+            && driven.poll(cx).is_ready()
+        {
+            self.driven = None;
+        }
+    }
+
+    /// Lets the connection go on by itself: it must not depend on how fast its user is.
+    pub(crate) fn detach(&mut self) {
+        if let Some(mut driven) = self.driven.take() {
+            tokio::task::spawn_local(async move { poll_fn(|cx| driven.poll(cx)).await });
+        }
+    }
+
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
-        let Self {
-            sender, upstream, ..
-        } = self;
+        let Self { sender, driven, upstream, .. } = self;
         if !sender.is_closed() {
-            upstream.idle.borrow_mut().push_back(Idle {
-                sender,
-                since: Instant::now(),
-            });
+            let idle = Idle { sender, driven, since: Instant::now() };
+            upstream.idle.borrow_mut().push_back(idle);
         }
     }
 }
@@ -95,6 +149,7 @@ impl Drop for Waiter<'_> {
 }
 
 /// Counts one open connection as long as it lives.
+#[derive(Debug)]
 struct Open(IntGauge);
 
 impl Open {
@@ -126,43 +181,49 @@ impl Upstream {
 
     /// Returns a connection: the one that was used last, or a new one.
     pub(crate) async fn connection(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamError> {
-        let deadline = Instant::now() + self.spec.connect_timeout;
-        let place = self.place(deadline).await?;
+        let (place, deadline) = match Arc::clone(&self.in_use).try_acquire_owned() {
+            Ok(place) => (place, None),
+            Err(_) => {
+                let deadline = Instant::now() + self.spec.connect_timeout;
+                (self.place(deadline).await?, Some(deadline))
+            }
+        };
         if !fresh {
             // The last one used is the least likely to have been closed meanwhile.
-            while let Some(Idle { mut sender, .. }) = self.pop_idle() {
-                if sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok()) {
-                    return Ok(Lease {
-                        sender,
-                        is_reused: true,
-                        upstream: Rc::clone(self),
-                        _place: place,
-                    });
+            while let Some(mut idle) = self.pop_idle() {
+                if idle.has_ended() {
+                    continue;
+                }
+                let Idle { mut sender, driven, .. } = idle;
+                if sender.is_ready() || (driven.is_none() && sender.ready().await.is_ok()) {
+                    return Ok(self.lease(sender, driven, true, place));
                 }
             }
         }
-        let sender = match timeout_at(deadline, self.connect()).await {
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + self.spec.connect_timeout);
+        let (sender, driven) = match timeout_at(deadline, self.connect()).await {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
-        Ok(Lease {
-            sender,
-            is_reused: false,
-            upstream: Rc::clone(self),
-            _place: place,
-        })
+        Ok(self.lease(sender, Some(driven), false, place))
+    }
+
+    fn lease(
+        self: &Rc<Self>,
+        sender: SendRequest<RequestBody>,
+        driven: Option<Driven>,
+        is_reused: bool,
+        place: OwnedSemaphorePermit,
+    ) -> Lease {
+        Lease { sender, is_reused, driven, upstream: Rc::clone(self), _place: place }
     }
 
     /// Closes connections that were not used for a while. Called ten times a second.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
-        let mut idle = self.idle.borrow_mut();
-        while idle
-            .front()
-            .is_some_and(|oldest| oldest.sender.is_closed() || now - oldest.since > IDLE_MAX)
-        {
-            idle.pop_front();
-        }
+        self.idle
+            .borrow_mut()
+            .retain_mut(|idle| now - idle.since <= IDLE_MAX && !idle.has_ended());
     }
 
     fn pop_idle(&self) -> Option<Idle> {
@@ -171,9 +232,6 @@ impl Upstream {
 
     /// Waits for the right to use a connection.
     async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, UpstreamError> {
-        if let Ok(place) = Arc::clone(&self.in_use).try_acquire_owned() {
-            return Ok(place);
-        }
         let waiter = Waiter::join(&self.waiting).ok_or(UpstreamError::ConnectionLimit)?;
         let place = timeout_at(deadline, Arc::clone(&self.in_use).acquire_owned()).await;
         drop(waiter);
@@ -184,7 +242,7 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<RequestBody>, UpstreamError> {
+    async fn connect(&self) -> Result<(SendRequest<RequestBody>, Driven), UpstreamError> {
         let stream = self.connect_any().await?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -194,14 +252,8 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(UpstreamError::Protocol)?;
-        let open = Open::begin(&self.open);
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an upstream connection ended");
-            }
-            drop(open);
-        });
-        Ok(sender)
+        let driven = Driven { connection: Box::new(connection), _open: Open::begin(&self.open) };
+        Ok((sender, driven))
     }
 
     /// Connects to the endpoints in turn; each is tried once, the first with the others' share of
