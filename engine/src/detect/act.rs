@@ -115,19 +115,17 @@ impl Measure {
         } else {
             now.since(*self.calm_since.get_or_insert(now))
         };
+        let is_calm = !needed && calm_for >= self.calm_needed(spec);
         match self.stage {
-            Stage::Throttle | Stage::Block if !needed && calm_for >= self.calm_needed(spec) => {
-                if self.stage == Stage::Block {
-                    self.stage = Stage::Probe { since: now };
-                    return Some(Change::Probing);
-                }
-                return Some(Change::Released);
-            }
+            Stage::Throttle if is_calm => Some(Change::Released),
             Stage::Throttle => self.may_block(offered, situation).then(|| {
                 self.stage = Stage::Block;
                 Change::Blocked
             }),
-            Stage::Block => None,
+            Stage::Block => is_calm.then(|| {
+                self.stage = Stage::Probe { since: now };
+                Change::Probing
+            }),
             Stage::Probe { .. } if needed => {
                 self.stage = Stage::Block;
                 Some(Change::Blocked)

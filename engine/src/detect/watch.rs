@@ -364,7 +364,7 @@ impl Detector {
         self.incidents.happen(incident, Happening::Throttled, now);
     }
 
-    /// Tells people once, and again only when it has become something else.
+    /// Tells people once, and again only when what could not be explained turns out to be a crowd.
     fn tell(
         &mut self,
         suspicion: &mut Suspicion,
@@ -377,7 +377,7 @@ impl Detector {
         let Some(incident) = suspicion.incident else {
             return;
         };
-        if suspicion.told == Some(what) {
+        if suspicion.told == Some(what) || suspicion.told == Some(Happening::Crowd) {
             return;
         }
         suspicion.told = Some(what);

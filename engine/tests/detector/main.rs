@@ -26,6 +26,7 @@ fn load(clients: Vec<Client>, from: f64, until: f64) -> Load {
         until,
         clients,
         bad: true,
+        exempt: false,
         forges: false,
         service: None,
     }
@@ -66,9 +67,9 @@ fn the_loop_of_a_source_never_seen_is_named_throttled_blocked_and_released() {
     assert_eq!(world.ruled().len(), 1);
 }
 
-#[test]
-fn honest_users_of_a_looping_source_keep_being_served() {
+fn loop_of_a_source_with_honest_users(spares: bool) -> World {
     let mut world = World::new(2);
+    world.spares = spares;
     let honest = devices(150, "4.1.0", "acme", 1.0, &mut world);
     world.background.extend(honest);
     let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);
@@ -77,6 +78,12 @@ fn honest_users_of_a_looping_source_keep_being_served() {
     world.run(BEGIN);
     world.honest = world::Served::default();
     world.run(BEGIN + 20.0);
+    world
+}
+
+#[test]
+fn honest_users_of_a_looping_source_keep_being_served() {
+    let world = loop_of_a_source_with_honest_users(true);
     assert_eq!(
         world.ruled(),
         ["app=acme, sdk=chat-android, sdk_version=4.1.0"]
@@ -84,6 +91,61 @@ fn honest_users_of_a_looping_source_keep_being_served() {
     assert!(world.honest.refused_share() < 0.1, "{:?}", world.honest);
     assert!(world.others.refused == 0, "{:?}", world.others);
     assert!(world.bad.refused_share() > 0.9, "{:?}", world.bad);
+}
+
+/// The negative control: it is the memory of known instances that saves them.
+#[test]
+fn without_sparing_honest_users_of_a_looping_source_are_refused() {
+    let world = loop_of_a_source_with_honest_users(false);
+    assert!(world.honest.refused_share() > 0.5, "{:?}", world.honest);
+}
+
+#[test]
+fn a_loop_of_everybody_is_not_localisable_and_makes_no_rule() {
+    let mut world = World::new(17);
+    let clients = background(1000, 10.0, &mut world.random);
+    world.loads.push(load(clients, BEGIN, BEGIN + 40.0));
+    world.run(BEGIN + 45.0);
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+    assert!(world.when(Happening::NotLocalisable).is_some());
+}
+
+#[test]
+fn what_an_operator_allows_is_never_judged() {
+    let mut world = World::new(18);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    let allowed = Load {
+        exempt: true,
+        ..load(loopers, BEGIN, BEGIN + 15.0)
+    };
+    world.loads.push(allowed);
+    world.run(BEGIN + 15.0);
+    assert!(world.events.is_empty(), "{:?}", world.events);
+}
+
+#[test]
+fn a_loop_that_cycles_its_agents_and_versions_is_found_by_what_it_shares() {
+    let mut world = World::new(19);
+    let mut loopers = devices(1000, "3.1.0", "app-30", 10.0, &mut world);
+    for (at, client) in loopers.iter_mut().enumerate() {
+        client.agent = format!("agent {at}");
+        client.version = format!("{at}.0.0");
+    }
+    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    assert_eq!(world.ruled(), ["app=app-30, sdk=chat-android"]);
+}
+
+#[test]
+fn a_slow_daily_rise_makes_no_surge() {
+    let mut world = World::new(20);
+    for step in 0..300 {
+        world.run(BEGIN + f64::from(step));
+        for client in &mut world.background {
+            client.rate = 1.0 + f64::from(step) / 100.0;
+        }
+    }
+    assert!(world.events.is_empty(), "{:?}", world.events);
 }
 
 #[test]
