@@ -59,9 +59,9 @@ fn tick() {
         let told = detector.tick(&traffic, &Stress::none(), now);
         let spent = begun.elapsed().as_secs_f64() * 1e3;
         if surges {
-            surging.push(spent)
+            surging.push(spent);
         } else {
-            calm.push(spent)
+            calm.push(spent);
         }
         for event in told.events {
             println!("tick {tick}: {:?} {:?}", event.what, event.source);

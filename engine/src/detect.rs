@@ -299,11 +299,17 @@ impl Detector {
 
     /// Returns whether requests of this key are evidence: let through, and under no detected rule.
     fn is_evidence(&self, key: &LeafKey) -> bool {
-        !key.refused()
-            && !self
-                .measures
-                .iter()
-                .any(|measure| measure.pattern.matches(key))
+        !key.refused() && !self.is_under_a_rule(key)
+    }
+
+    fn is_under_a_rule(&self, key: &LeafKey) -> bool {
+        let now = self
+            .window
+            .newest()
+            .map_or(Instant::ZERO, |tick| tick.until);
+        self.measures
+            .iter()
+            .any(|measure| measure.hides(&self.spec, now) && measure.pattern.matches(key))
     }
 
     /// Carries each rule one step on.
@@ -315,7 +321,10 @@ impl Detector {
         let mut released = Vec::new();
         for (at, measure) in self.measures.iter_mut().enumerate() {
             let pattern = &measure.pattern;
-            let came = self.window.requests_since(from, |key| pattern.matches(key));
+            let came = match measure.address {
+                Some(address) => self.window.requests_of_address(from, address),
+                None => self.window.requests_since(from, |key| pattern.matches(key)),
+            };
             let offered = came / seconds.max(f64::MIN_POSITIVE);
             let percent = measure.percent(&self.spec, now - Duration::from_millis(100));
             let situation = Situation {
@@ -357,7 +366,7 @@ impl Detector {
     fn learn(&mut self, now: Instant) {
         let calm = self.may_learn(now);
         if calm && let Some(tick) = self.window.of_age(SECOND) {
-            let held: f64 = self.measures.iter().map(|measure| measure.expected).sum();
+            let held: f64 = self.measures.iter().map(|measure| measure.held).sum();
             let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
             let (measures, suspects) = (&self.measures, suspects);
             let leaves = tick.leaves.iter().filter(|leaf| {

@@ -413,3 +413,31 @@ fn the_busiest_sources_are_shown_by_any_attributes() {
     assert_eq!(top[0].0.to_string(), "platform=android, sdk=chat-android");
     assert!((top[0].1 / 900.0 - 1.0).abs() < 0.2, "{}", top[0].1);
 }
+
+#[test]
+fn a_single_device_is_named_by_its_address_and_its_source_is_left_alone() {
+    let mut world = World::new(21);
+    let one = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let address = one[0].address.to_string();
+    world.loads.push(load(one, BEGIN, BEGIN + 20.0));
+    world.run(BEGIN + 20.0);
+    assert_eq!(world.ruled(), [format!("ip={address}")]);
+    assert!(world.when(Happening::Blocked).unwrap() - BEGIN <= 3.0);
+    assert!(world.others.refused == 0, "{:?}", world.others);
+    assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
+    world.run(BEGIN + 60.0);
+    assert!(world.rules().is_empty());
+    assert_eq!(world.ruled().len(), 1);
+}
+
+#[test]
+fn two_devices_one_after_the_other_are_two_incidents() {
+    let mut world = World::new(22);
+    let first = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let second = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let addresses = [&first, &second].map(|device| format!("ip={}", device[0].address));
+    world.loads.push(load(first, BEGIN, BEGIN + 20.0));
+    world.loads.push(load(second, BEGIN + 5.0, BEGIN + 20.0));
+    world.run(BEGIN + 20.0);
+    assert_eq!(world.ruled(), addresses);
+}
