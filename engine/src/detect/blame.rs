@@ -168,13 +168,15 @@ fn next_cause(
             found.refuse(described, why);
             continue;
         }
-        for literal in described.literals() {
-            let parent = described.without(*literal);
-            let share = table.sum_of(&parent).expected / table.everybody().expected.max(1e-9);
-            let gain = sums.expected / table.everybody().expected.max(1e-9);
-            if !parent.is_everybody() && share > gain {
-                let why = format!("would hit {:.2} % of normal traffic", 100.0 * share);
-                found.refuse(parent, why);
+        let everybody = table.everybody().expected.max(f64::MIN_POSITIVE);
+        let shorter = |literal: &Literal| described.without(*literal);
+        let single = |literal: &Literal| Pattern::default().with(*literal);
+        let literals = described.literals().iter();
+        for wider in literals.clone().map(shorter).chain(literals.map(single)) {
+            let expected = table.sum_of(&wider).expected;
+            if !wider.is_everybody() && wider != described && expected > sums.expected {
+                let share = 100.0 * expected / everybody;
+                found.refuse(wider, format!("would hit {share:.2} % of normal traffic"));
             }
         }
         return Some(described);

@@ -441,3 +441,43 @@ fn two_devices_one_after_the_other_are_two_incidents() {
     world.run(BEGIN + 20.0);
     assert_eq!(world.ruled(), addresses);
 }
+
+#[test]
+fn equal_seeds_and_traffic_give_equal_decisions() {
+    let [first, second] = [(); 2].map(|()| loop_under(DetectionMode::Auto));
+    assert!(!first.events.is_empty());
+    assert_eq!(first.events, second.events);
+    assert_eq!(first.detector.incidents(), second.detector.incidents());
+}
+
+#[test]
+fn an_incident_tells_its_evidence_and_what_was_refused() {
+    let mut world = World::new(23);
+    let loopers = devices(1000, "3.2.1", "app-2", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 5.0));
+    world.run(BEGIN + 5.0);
+    let incident = &world.detector.incidents()[0];
+    let evidence = &incident.evidence;
+    assert!(
+        evidence.coverage > 0.9 && evidence.collateral < 0.001,
+        "{evidence:?}"
+    );
+    assert!(
+        evidence.observed_rate > 5000.0 && evidence.expected_rate < 1.0,
+        "{evidence:?}"
+    );
+    assert!(evidence.requests_per_instance > 2.0, "{evidence:?}");
+    let refused: Vec<String> = evidence
+        .rejected_candidates
+        .iter()
+        .map(|candidate| candidate.when.to_string())
+        .collect();
+    assert!(
+        refused.contains(&"app=app-2, sdk=chat-android".to_owned()),
+        "{refused:?}"
+    );
+    assert!(
+        refused.contains(&"sdk=chat-android".to_owned()),
+        "{refused:?}"
+    );
+}
