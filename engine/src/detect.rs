@@ -3,11 +3,11 @@
 //!
 //! Once a tick (every 100 ms), in this order:
 //!
-//! 1. [`window`] takes what the workers counted ([`crate::traffic`]);
-//! 2. [`gate`] asks whether there is a surge, against what is normal ([`reference`]);
-//! 3. if so, [`blame`] asks which sources explain it;
-//! 4. [`nature`] asks whether each is a loop or a crowd, against what clients usually send ([`usual`]);
-//! 5. [`act`] carries each rule from throttle to block to release;
+//! 1. `window` takes what the workers counted ([`crate::traffic`]);
+//! 2. `gate` asks whether there is a surge, against what is normal (`reference`);
+//! 3. if so, `blame` asks which sources explain it;
+//! 4. `nature` asks whether each is a loop or a crowd, against what clients usually send (`usual`);
+//! 5. `act` carries each rule from throttle to block to release;
 //! 6. and what was calm is learnt.
 //!
 //! Memory, fixed: 5 MiB of reference, 5.6 MiB of usual clients, at worst 33 MiB of window (when each

@@ -186,7 +186,7 @@ impl Recorder {
     /// Counts one request.
     ///
     /// O(1) without allocation, but for the text of a value that this worker has not met in the last
-    /// minutes: at most [`names::NEW_NAMES_MAX`] of those a tick.
+    /// minutes: at most 256 of those a tick.
     pub fn record(&self, facts: &RequestFacts<'_>, arrival: Arrival) {
         if arrival.standing == Standing::Exempt || facts.is_trusted_proxy() {
             self.worker.lock().counts.exempt += 1;
