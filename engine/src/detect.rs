@@ -3,11 +3,11 @@
 //!
 //! Once a tick (every 100 ms), in this order:
 //!
-//! 1. [`window`] takes what the workers counted ([`crate::traffic`]);
-//! 2. [`gate`] asks whether there is a surge, against what is normal ([`reference`]);
-//! 3. if so, [`blame`] asks which sources explain it;
-//! 4. [`nature`] asks whether each is a loop or a crowd, against what clients usually send ([`usual`]);
-//! 5. [`act`] carries each rule from throttle to block to release;
+//! 1. `window` takes what the workers counted ([`crate::traffic`]);
+//! 2. `gate` asks whether there is a surge, against what is normal (`reference`);
+//! 3. if so, `blame` asks which sources explain it;
+//! 4. `nature` asks whether each is a loop or a crowd, against what clients usually send (`usual`);
+//! 5. `act` carries each rule from throttle to block to release;
 //! 6. and what was calm is learnt.
 //!
 //! Memory, fixed: 5 MiB of reference, 5.6 MiB of usual clients, at worst 33 MiB of window (when each
@@ -331,11 +331,17 @@ impl Detector {
 
     /// Returns whether requests of this key are evidence: let through, and under no detected rule.
     fn is_evidence(&self, key: &LeafKey) -> bool {
-        !key.refused()
-            && !self
-                .measures
-                .iter()
-                .any(|measure| measure.pattern.matches(key))
+        !key.refused() && !self.is_under_a_rule(key)
+    }
+
+    fn is_under_a_rule(&self, key: &LeafKey) -> bool {
+        let now = self
+            .window
+            .newest()
+            .map_or(Instant::ZERO, |tick| tick.until);
+        self.measures
+            .iter()
+            .any(|measure| measure.hides(&self.spec, now) && measure.pattern.matches(key))
     }
 
     /// Carries each rule one step on.
@@ -347,7 +353,10 @@ impl Detector {
         let mut released = Vec::new();
         for (at, measure) in self.measures.iter_mut().enumerate() {
             let pattern = &measure.pattern;
-            let came = self.window.requests_since(from, |key| pattern.matches(key));
+            let came = match measure.address {
+                Some(address) => self.window.requests_of_address(from, address),
+                None => self.window.requests_since(from, |key| pattern.matches(key)),
+            };
             let offered = came / seconds.max(f64::MIN_POSITIVE);
             let percent = measure.percent(&self.spec, now - Duration::from_millis(100));
             let situation = Situation {
@@ -389,7 +398,7 @@ impl Detector {
     fn learn(&mut self, now: Instant) {
         let calm = self.may_learn(now);
         if calm && let Some(tick) = self.window.of_age(SECOND) {
-            let held: f64 = self.measures.iter().map(|measure| measure.expected).sum();
+            let held: f64 = self.measures.iter().map(|measure| measure.held).sum();
             let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
             let (measures, suspects) = (&self.measures, suspects);
             let leaves = tick.leaves.iter().filter(|leaf| {

@@ -5,7 +5,7 @@
 //!
 //! What is kept of a tick: how many requests each combination of attribute values had
 //! ([`CocoSketch`]), a coordinated sample of instances and of addresses with their requests
-//! ([`Sample`]), and texts for the hashes ([`Names`]). What is kept for longer: which instances are
+//! ([`Sample`]), the busiest addresses ([`Talkers`]), and texts for the hashes ([`Names`]). What is kept for longer: which instances are
 //! known from before ([`Familiar`]).
 //!
 //! Memory, fixed at start: 1.6 MiB a worker (16,384 × 80 B of leaves, 2 × 1,024 × 80 B of samples,
@@ -13,6 +13,7 @@
 //! 31 MiB at 16 workers.
 
 mod familiar;
+mod heavy;
 mod leaf;
 mod names;
 mod sample;
@@ -27,6 +28,7 @@ use crate::attribute::Schema;
 use crate::request::RequestFacts;
 
 pub use familiar::Familiar;
+pub use heavy::{Talker, Talkers};
 pub use leaf::{COLUMNS_MAX, Columns, LeafKey};
 pub use names::Names;
 pub use sample::{ROWS_MAX, Sample, SampleRow};
@@ -64,6 +66,8 @@ pub struct Counts {
     pub instances: Sample,
     /// Requests of a sample of the addresses.
     pub addresses: Sample,
+    /// The busiest addresses.
+    pub talkers: Talkers,
     /// Requests that are never judged.
     pub exempt: u64,
     names: Vec<NewName>,
@@ -75,6 +79,7 @@ impl Counts {
             leaves: CocoSketch::new(WORKER_BUCKETS),
             instances: Sample::new(),
             addresses: Sample::new(),
+            talkers: Talkers::new(),
             exempt: 0,
             names: Vec::with_capacity(names::NEW_NAMES_MAX),
         }
@@ -84,6 +89,7 @@ impl Counts {
         self.leaves.clear();
         self.instances.clear(instances_shift);
         self.addresses.clear(addresses_shift);
+        self.talkers.clear();
         self.exempt = 0;
         self.names.clear();
     }
@@ -180,7 +186,7 @@ impl Recorder {
     /// Counts one request.
     ///
     /// O(1) without allocation, but for the text of a value that this worker has not met in the last
-    /// minutes: at most [`names::NEW_NAMES_MAX`] of those a tick.
+    /// minutes: at most 256 of those a tick.
     pub fn record(&self, facts: &RequestFacts<'_>, arrival: Arrival) {
         if arrival.standing == Standing::Exempt || facts.is_trusted_proxy() {
             self.worker.lock().counts.exempt += 1;
@@ -203,6 +209,9 @@ impl Recorder {
             });
         }
         let counts = &mut worker.counts;
+        counts
+            .talkers
+            .add(address, facts.address(), &mut worker.random);
         if counts.instances.takes(instance) {
             counts.instances.add(instance, &self.columns.who(&key));
         }

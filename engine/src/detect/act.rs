@@ -1,6 +1,7 @@
 //! From throttle to block to release: the life of one detected rule. Knows nothing of how its source
 //! was found.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -59,6 +60,9 @@ pub(super) enum Stage {
     Probe { since: Instant },
 }
 
+/// When a new rule is surely in force.
+const IN_FORCE_AFTER: Duration = Duration::from_secs(1);
+
 /// What became of a rule in a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -73,9 +77,15 @@ pub(super) struct Measure {
     pub(super) incident: IncidentId,
     pub(super) name: Name,
     pub(super) pattern: Pattern,
+    /// The one address that the rule is about, inside `pattern`.
+    pub(super) address: Option<IpAddr>,
+    pub(super) made: Instant,
     pub(super) source: Source,
     pub(super) nature: Nature,
+    /// Requests per second that are expected of the source.
     pub(super) expected: f64,
+    /// Requests per second that are expected of the whole pattern, of which nothing is learnt.
+    pub(super) held: f64,
     pub(super) upper_bound: f64,
     pub(super) collateral: f64,
     pub(super) usual_per_instance: f64,
@@ -97,6 +107,15 @@ pub(super) struct Situation<'a> {
 }
 
 impl Measure {
+    /// Returns whether the requests of the pattern are no evidence for another rule. What one address sent inside the pattern cannot be told apart from the rest; it is
+    /// marked as refused once the rule is in force, so only until then the whole pattern is hidden, or
+    /// for as long as nothing is refused.
+    pub(super) fn hides(&self, spec: &DetectionSpec, now: Instant) -> bool {
+        self.address.is_none()
+            || spec.mode == DetectionMode::Suggest
+            || now.since(self.made) < IN_FORCE_AFTER
+    }
+
     /// Goes one step on, given the requests per second that the source offers.
     pub(super) fn step(&mut self, offered: f64, situation: &Situation<'_>) -> Option<Change> {
         let now = situation.now;
@@ -115,19 +134,17 @@ impl Measure {
         } else {
             now.since(*self.calm_since.get_or_insert(now))
         };
+        let is_calm = !needed && calm_for >= self.calm_needed(spec);
         match self.stage {
-            Stage::Throttle | Stage::Block if !needed && calm_for >= self.calm_needed(spec) => {
-                if self.stage == Stage::Block {
-                    self.stage = Stage::Probe { since: now };
-                    return Some(Change::Probing);
-                }
-                return Some(Change::Released);
-            }
+            Stage::Throttle if is_calm => Some(Change::Released),
             Stage::Throttle => self.may_block(offered, situation).then(|| {
                 self.stage = Stage::Block;
                 Change::Blocked
             }),
-            Stage::Block => None,
+            Stage::Block => is_calm.then(|| {
+                self.stage = Stage::Probe { since: now };
+                Change::Probing
+            }),
             Stage::Probe { .. } if needed => {
                 self.stage = Stage::Block;
                 Some(Change::Blocked)
@@ -237,7 +254,7 @@ impl Measure {
 fn network(value: &str) -> Option<ipnet::IpNet> {
     value
         .parse()
-        .or_else(|_| value.parse::<std::net::IpAddr>().map(ipnet::IpNet::from))
+        .or_else(|_| value.parse::<IpAddr>().map(ipnet::IpNet::from))
         .ok()
 }
 

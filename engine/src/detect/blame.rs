@@ -31,6 +31,10 @@ const LAMBDAS: [f64; 2] = [4.0, 1.0];
 /// version that replaces another has excess, everybody has none.
 const PARENT_EXCESS_MIN: f64 = 0.5;
 
+/// How much more than its siblings a cause must have risen: where everybody sends five times as much,
+/// somebody always sends six.
+const ABOVE_SIBLINGS_MIN: f64 = 2.0;
+
 /// What blame needs to know of the rest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<'a> {
@@ -158,13 +162,21 @@ fn next_cause(
             );
             continue;
         }
-        for literal in described.literals() {
-            let parent = described.without(*literal);
-            let share = table.sum_of(&parent).expected / table.everybody().expected.max(1e-9);
-            let gain = sums.expected / table.everybody().expected.max(1e-9);
-            if !parent.is_everybody() && share > gain {
-                let why = format!("would hit {:.2} % of normal traffic", 100.0 * share);
-                found.refuse(parent, why);
+        let siblings = rise_of_siblings(table, &described);
+        if sums.observed < ABOVE_SIBLINGS_MIN * siblings * sums.expected {
+            let why = format!("no more than others: those have risen {siblings:.1} times, too");
+            found.refuse(described, why);
+            continue;
+        }
+        let everybody = table.everybody().expected.max(f64::MIN_POSITIVE);
+        let shorter = |literal: &Literal| described.without(*literal);
+        let single = |literal: &Literal| Pattern::default().with(*literal);
+        let literals = described.literals().iter();
+        for wider in literals.clone().map(shorter).chain(literals.map(single)) {
+            let expected = table.sum_of(&wider).expected;
+            if !wider.is_everybody() && wider != described && expected > sums.expected {
+                let share = 100.0 * expected / everybody;
+                found.refuse(wider, format!("would hit {share:.2} % of normal traffic"));
             }
         }
         return Some(described);
@@ -190,6 +202,29 @@ fn shift_of_the_mix(
         let noise = 2.0 * (terms.dispersion * sums.expected / table.seconds).sqrt();
         sums.excess() < PARENT_EXCESS_MIN * excess + noise
     })
+}
+
+/// Returns how many times what was expected came from the siblings of a cause: the other values of
+/// its attributes. The median over normal traffic, so that a second cause among them does not count;
+/// of several attributes the lowest; at least 1.
+fn rise_of_siblings(table: &Table, cause: &Pattern) -> f64 {
+    let rises = cause.literals().iter().filter_map(|named| {
+        let mut siblings: Vec<table::Sums> = table
+            .by_value(named.column)
+            .into_iter()
+            .filter(|(value, sums)| *value != named.value && sums.expected > 0.0)
+            .map(|(_, sums)| sums)
+            .collect();
+        siblings.sort_by(|a, b| a.rise().total_cmp(&b.rise()));
+        let half = siblings.iter().map(|sums| sums.expected).sum::<f64>() / 2.0;
+        let mut below = 0.0;
+        let median = siblings.iter().find(|sums| {
+            below += sums.expected;
+            below >= half
+        });
+        median.map(table::Sums::rise)
+    });
+    rises.min_by(f64::total_cmp).unwrap_or(1.0).max(1.0)
 }
 
 /// Returns whether a column describes the client.

@@ -122,13 +122,13 @@ const MOMENTS_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Incidents {
     last: u64,
-    incidents: Vec<Incident>,
+    all: Vec<Incident>,
     events: Vec<Event>,
 }
 
 impl Incidents {
     pub(super) fn all(&self) -> &[Incident] {
-        &self.incidents
+        &self.all
     }
 
     pub(super) fn take_events(&mut self) -> Vec<Event> {
@@ -137,13 +137,13 @@ impl Incidents {
 
     /// Opens an incident with the moment of its alarm.
     pub(super) fn open(&mut self, began: Instant, now: Instant) -> IncidentId {
-        if self.incidents.len() >= INCIDENTS_MAX {
-            let oldest = self.incidents.iter().position(|incident| !incident.active);
-            self.incidents.remove(oldest.unwrap_or(0));
+        if self.all.len() >= INCIDENTS_MAX {
+            let oldest = self.all.iter().position(|incident| !incident.active);
+            self.all.remove(oldest.unwrap_or(0));
         }
         self.last += 1;
         let id = IncidentId(self.last);
-        self.incidents.push(Incident {
+        self.all.push(Incident {
             id,
             began,
             source: None,
@@ -159,14 +159,14 @@ impl Incidents {
 
     /// Changes an incident.
     pub(super) fn update(&mut self, id: IncidentId, change: impl FnOnce(&mut Incident)) {
-        if let Some(incident) = self.incidents.iter_mut().find(|incident| incident.id == id) {
+        if let Some(incident) = self.all.iter_mut().find(|incident| incident.id == id) {
             change(incident);
         }
     }
 
     /// Adds a moment to an incident, and tells it.
     pub(super) fn happen(&mut self, id: IncidentId, what: Happening, at: Instant) {
-        let Some(incident) = self.incidents.iter_mut().find(|incident| incident.id == id) else {
+        let Some(incident) = self.all.iter_mut().find(|incident| incident.id == id) else {
             return;
         };
         if incident.timeline.len() < MOMENTS_MAX {

@@ -26,6 +26,10 @@ const USUALLY_SINGLE_MAX: f64 = 0.6;
 /// request when it has only just come.
 const FORGED_AFTER: Duration = Duration::from_secs(2);
 
+/// How old a surge must be before it may be called a crowd: clients that loop slowly have sent little
+/// more than others until then.
+const CROWD_AFTER: Duration = Duration::from_secs(3);
+
 /// What a surge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,7 +90,7 @@ impl Judge<'_> {
             Nature::Loop
         } else if self.are_forged(&who, &long, usual_long, expected, age) {
             Nature::ForgedInstances
-        } else if age >= SECOND && says.iter().all(|says| *says == Says::More) {
+        } else if age >= CROWD_AFTER && says.iter().all(|says| *says == Says::More) {
             Nature::Crowd
         } else {
             Nature::Unclear

@@ -1,5 +1,6 @@
 //! From an alarm to a rule, or to the knowledge that there should be none.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use super::gate::Alarm;
 use super::incident::{Evidence, Happening, IncidentId, RejectedCandidate};
 use super::nature::{Finding, Judge, Nature};
 use super::pattern::{Literal, Pattern};
+use super::usual::Length;
 use super::window::LEAVES_KEPT;
 use super::{Detector, Measure, Stage, Stress, act};
+use crate::source::Source;
 use crate::time::Instant;
 
 /// What blame looks at, at least.
@@ -29,6 +32,21 @@ const QUIET_FOR: Duration = Duration::from_secs(2);
 /// How long nothing is learnt under an alarm of a whole service, and of a single value.
 const FREEZE: Duration = Duration::from_secs(10);
 const FREEZE_VALUE: Duration = Duration::from_secs(3);
+
+/// The most rules at a time.
+const MEASURES_MAX: usize = 64;
+
+/// Share of a cause's excess from which on a single address is the cause.
+const SINGLE_ADDRESS_MIN: f64 = 0.8;
+
+/// A cause that is to be acted upon.
+struct Found {
+    cause: Cause,
+    source: Source,
+    address: Option<IpAddr>,
+    held: f64,
+    nature: Nature,
+}
 
 /// An alarm that is being looked into.
 #[derive(Debug)]
@@ -155,12 +173,16 @@ impl Detector {
         alarms
     }
 
-    /// What is expected of the sources under rules.
+    /// What is expected of the sources under rules, which are no evidence.
     fn held(&self, belongs: impl Fn(&Pattern) -> bool) -> f64 {
+        let now = self
+            .window
+            .newest()
+            .map_or(Instant::ZERO, |tick| tick.until);
         self.measures
             .iter()
-            .filter(|measure| belongs(&measure.pattern))
-            .map(|measure| measure.expected)
+            .filter(|measure| measure.hides(&self.spec, now) && belongs(&measure.pattern))
+            .map(|measure| measure.held)
             .sum()
     }
 
@@ -213,7 +235,7 @@ impl Detector {
 
     /// Compares what came since the surge began with what is normal.
     fn blame(&self, began: Instant, services: &[Literal], now: Instant) -> Blame {
-        let from = began.max(now - LEAVES_KEPT).min(now - LOOK_BACK_MIN);
+        let from = look_back(began, now);
         let seconds = self.window.seconds_since(from);
         if seconds <= 0.0 {
             return Blame::default();
@@ -281,7 +303,22 @@ impl Detector {
             suspicion.suspects.push(cause.pattern.clone());
             return false;
         };
+        if self.measures.len() >= MEASURES_MAX {
+            return false;
+        }
         let finding = self.judge(&cause.pattern, cause.expected, suspicion, now);
+        let single = match finding.nature {
+            Nature::Loop | Nature::ForgedInstances => self.single_address(cause, suspicion, now),
+            Nature::Crowd | Nature::Unclear => None,
+        };
+        let held = cause.expected;
+        let (source, cause, address) = match single {
+            Some((address, narrowed)) => {
+                let source = Source::everybody().with("ip", &text_of(address));
+                (source, narrowed, Some(address))
+            }
+            None => (source, cause.clone(), None),
+        };
         let mut evidence = Evidence {
             coverage: cause.coverage,
             collateral: cause.collateral,
@@ -314,7 +351,14 @@ impl Detector {
             return false;
         }
         if acts {
-            self.throttle(suspicion, cause, source, finding.nature, evidence, now);
+            let found = Found {
+                cause,
+                source,
+                address,
+                held,
+                nature: finding.nature,
+            };
+            self.throttle(suspicion, found, evidence, now);
         } else if finding.nature == Nature::Crowd && suspicion.wide {
             let what = Happening::Crowd;
             self.tell(suspicion, what, finding.nature, Some(source), evidence, now);
@@ -322,15 +366,51 @@ impl Detector {
         acts
     }
 
+    /// Returns the one address that explains a cause, with what it explains; the cause's other clients
+    /// need not suffer for it.
+    fn single_address(
+        &self,
+        cause: &Cause,
+        suspicion: &Suspicion,
+        now: Instant,
+    ) -> Option<(IpAddr, Cause)> {
+        let from = look_back(suspicion.began, now);
+        let has_none = |address| {
+            let has = |measure: &Measure| measure.address == Some(address);
+            !self.measures.iter().any(has)
+        };
+        let (address, requests) = self.window.busiest_address(from, has_none)?;
+        let observed = requests / self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let excess = cause.observed - cause.expected;
+        if observed < SINGLE_ADDRESS_MIN * excess || observed > excess / SINGLE_ADDRESS_MIN {
+            return None;
+        }
+        let who = cause.pattern.who(&self.columns);
+        let usual = self.addresses.of(&who, Length::Second)?.mean();
+        let narrowed = Cause {
+            observed,
+            expected: usual,
+            coverage: cause.coverage * (observed / excess).min(1.0),
+            collateral: usual / self.reference.level().max(usual),
+            pattern: cause.pattern.clone(),
+        };
+        Some((address, narrowed))
+    }
+
     fn throttle(
         &mut self,
         suspicion: &mut Suspicion,
-        cause: &Cause,
-        source: crate::source::Source,
-        nature: Nature,
+        found: Found,
         evidence: Evidence,
         now: Instant,
     ) {
+        let Found {
+            cause,
+            source,
+            address,
+            held,
+            nature,
+        } = found;
         let incident = suspicion
             .incident
             .take()
@@ -340,10 +420,13 @@ impl Detector {
         self.measures.push(Measure {
             incident,
             name: name.clone(),
-            pattern: cause.pattern.clone(),
+            pattern: cause.pattern,
+            address,
+            made: now,
             source: source.clone(),
             nature,
             expected: cause.expected,
+            held,
             upper_bound: self.reference.upper_bound(cause.expected),
             collateral: cause.collateral,
             usual_per_instance: self.usual_per_instance(&who),
@@ -364,20 +447,20 @@ impl Detector {
         self.incidents.happen(incident, Happening::Throttled, now);
     }
 
-    /// Tells people once, and again only when it has become something else.
+    /// Tells people once, and again only when what could not be explained turns out to be a crowd.
     fn tell(
         &mut self,
         suspicion: &mut Suspicion,
         what: Happening,
         nature: Nature,
-        source: Option<crate::source::Source>,
+        source: Option<Source>,
         evidence: Evidence,
         now: Instant,
     ) {
         let Some(incident) = suspicion.incident else {
             return;
         };
-        if suspicion.told == Some(what) {
+        if suspicion.told == Some(what) || suspicion.told == Some(Happening::Crowd) {
             return;
         }
         suspicion.told = Some(what);
@@ -387,5 +470,18 @@ impl Detector {
             incident.evidence = evidence;
         });
         self.incidents.happen(incident, what, now);
+    }
+}
+
+/// From when on blame looks at what came.
+fn look_back(began: Instant, now: Instant) -> Instant {
+    began.max(now - LEAVES_KEPT).min(now - LOOK_BACK_MIN)
+}
+
+/// Returns an address as a condition on `ip` is written: IPv6 counts as its /64.
+fn text_of(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("{address}/64"),
     }
 }

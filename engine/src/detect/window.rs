@@ -1,6 +1,7 @@
 //! The last seconds of traffic, tick by tick. Judges nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -26,6 +27,9 @@ const LEAVES_PER_TICK_MAX: usize = 1 << 13;
 /// worst.
 const TICKS_MAX: usize = 128;
 
+/// The most addresses kept of one tick: 128 × 32 × about 40 B = 160 KiB.
+const TALKERS_MAX: usize = 32;
+
 /// Requests of one combination in one tick.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaf {
@@ -48,6 +52,8 @@ pub(super) struct Tick {
     pub(super) leaves: Vec<Leaf>,
     instances: Clients,
     addresses: Clients,
+    /// The busiest addresses, at most [`TALKERS_MAX`].
+    talkers: BTreeMap<IpAddr, f64>,
 }
 
 impl Tick {
@@ -84,6 +90,7 @@ impl Window {
         let mut leaves = Merge::default();
         let mut instances = MergeClients::default();
         let mut addresses = MergeClients::default();
+        let mut talkers: BTreeMap<IpAddr, f64> = BTreeMap::new();
         let shifts = self.ticks.back().map_or((0, 0), |tick| {
             (next_shift(&tick.instances), next_shift(&tick.addresses))
         });
@@ -91,13 +98,20 @@ impl Window {
             leaves.add(&counts.leaves);
             instances.add_sample(&counts.instances);
             addresses.add_sample(&counts.addresses);
+            for talker in counts.talkers.iter() {
+                *talkers.entry(talker.address).or_default() += f64::from(talker.requests);
+            }
         });
+        let mut busiest: Vec<(IpAddr, f64)> = talkers.into_iter().collect();
+        busiest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        busiest.truncate(TALKERS_MAX);
         self.ticks.push_back(Tick {
             from,
             until: now,
             leaves: leaves.finish(&mut self.random),
             instances: instances.finish(ROWS_MAX),
             addresses: addresses.finish(ROWS_MAX),
+            talkers: busiest.into_iter().collect(),
         });
         while self.ticks.len() > TICKS_MAX
             || self
@@ -149,6 +163,28 @@ impl Window {
             .filter(|leaf| belongs(&leaf.key))
             .map(|leaf| leaf.requests)
             .sum()
+    }
+
+    /// Returns the requests since `from` of one address; 0 while it is not among the busiest.
+    pub(super) fn requests_of_address(&self, from: Instant, address: IpAddr) -> f64 {
+        self.since(from)
+            .filter_map(|tick| tick.talkers.get(&address))
+            .sum()
+    }
+
+    /// Returns the busiest address since `from` that `belongs` picks, with its requests.
+    pub(super) fn busiest_address(
+        &self,
+        from: Instant,
+        belongs: impl Fn(IpAddr) -> bool,
+    ) -> Option<(IpAddr, f64)> {
+        let mut sums: BTreeMap<IpAddr, f64> = BTreeMap::new();
+        for (address, requests) in self.since(from).flat_map(|tick| &tick.talkers) {
+            *sums.entry(*address).or_default() += requests;
+        }
+        sums.into_iter()
+            .filter(|(address, _)| belongs(*address))
+            .max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// Returns the sampled clients since `from` with the requests of each, of those that `belongs`

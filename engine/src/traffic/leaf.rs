@@ -60,6 +60,8 @@ pub struct Column {
     pub own: bool,
     /// Whether its values are versions.
     pub version: bool,
+    /// Whether another attribute says its version: `sdk`, where there is a `sdk_version`.
+    pub versioned: bool,
 }
 
 /// Which attributes take part in keys: neither addresses nor the instance (each client has its own),
@@ -81,6 +83,7 @@ impl Columns {
                 side: spec.side,
                 own: id.index() > AttributeId::ROUTE.index(),
                 version: spec.kind == AttributeKind::Version,
+                versioned: schema.id(&format!("{}_version", spec.name)).is_some(),
             })
             .take(COLUMNS_MAX)
             .collect();

@@ -26,6 +26,7 @@ fn load(clients: Vec<Client>, from: f64, until: f64) -> Load {
         until,
         clients,
         bad: true,
+        exempt: false,
         forges: false,
         service: None,
     }
@@ -66,9 +67,9 @@ fn the_loop_of_a_source_never_seen_is_named_throttled_blocked_and_released() {
     assert_eq!(world.ruled().len(), 1);
 }
 
-#[test]
-fn honest_users_of_a_looping_source_keep_being_served() {
+fn loop_of_a_source_with_honest_users(spares: bool) -> World {
     let mut world = World::new(2);
+    world.spares = spares;
     let honest = devices(150, "4.1.0", "acme", 1.0, &mut world);
     world.background.extend(honest);
     let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);
@@ -77,6 +78,12 @@ fn honest_users_of_a_looping_source_keep_being_served() {
     world.run(BEGIN);
     world.honest = world::Served::default();
     world.run(BEGIN + 20.0);
+    world
+}
+
+#[test]
+fn honest_users_of_a_looping_source_keep_being_served() {
+    let world = loop_of_a_source_with_honest_users(true);
     assert_eq!(
         world.ruled(),
         ["app=acme, sdk=chat-android, sdk_version=4.1.0"]
@@ -84,6 +91,61 @@ fn honest_users_of_a_looping_source_keep_being_served() {
     assert!(world.honest.refused_share() < 0.1, "{:?}", world.honest);
     assert!(world.others.refused == 0, "{:?}", world.others);
     assert!(world.bad.refused_share() > 0.9, "{:?}", world.bad);
+}
+
+/// The negative control: it is the memory of known instances that saves them.
+#[test]
+fn without_sparing_honest_users_of_a_looping_source_are_refused() {
+    let world = loop_of_a_source_with_honest_users(false);
+    assert!(world.honest.refused_share() > 0.5, "{:?}", world.honest);
+}
+
+#[test]
+fn a_loop_of_everybody_is_not_localisable_and_makes_no_rule() {
+    let mut world = World::new(17);
+    let clients = background(1000, 10.0, &mut world.random);
+    world.loads.push(load(clients, BEGIN, BEGIN + 40.0));
+    world.run(BEGIN + 45.0);
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+    assert!(world.when(Happening::NotLocalisable).is_some());
+}
+
+#[test]
+fn what_an_operator_allows_is_never_judged() {
+    let mut world = World::new(18);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    let allowed = Load {
+        exempt: true,
+        ..load(loopers, BEGIN, BEGIN + 15.0)
+    };
+    world.loads.push(allowed);
+    world.run(BEGIN + 15.0);
+    assert!(world.events.is_empty(), "{:?}", world.events);
+}
+
+#[test]
+fn a_loop_that_cycles_its_agents_and_versions_is_found_by_what_it_shares() {
+    let mut world = World::new(19);
+    let mut loopers = devices(1000, "3.1.0", "app-30", 10.0, &mut world);
+    for (at, client) in loopers.iter_mut().enumerate() {
+        client.agent = format!("agent {at}");
+        client.version = format!("{at}.0.0");
+    }
+    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    assert_eq!(world.ruled(), ["app=app-30, sdk=chat-android"]);
+}
+
+#[test]
+fn a_slow_daily_rise_makes_no_surge() {
+    let mut world = World::new(20);
+    for step in 0..300 {
+        world.run(BEGIN + f64::from(step));
+        for client in &mut world.background {
+            client.rate = 1.0 + f64::from(step) / 100.0;
+        }
+    }
+    assert!(world.events.is_empty(), "{:?}", world.events);
 }
 
 #[test]
@@ -350,4 +412,72 @@ fn the_busiest_sources_are_shown_by_any_attributes() {
     assert_eq!(top.len(), 2);
     assert_eq!(top[0].0.to_string(), "platform=android, sdk=chat-android");
     assert!((top[0].1 / 900.0 - 1.0).abs() < 0.2, "{}", top[0].1);
+}
+
+#[test]
+fn a_single_device_is_named_by_its_address_and_its_source_is_left_alone() {
+    let mut world = World::new(21);
+    let one = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let address = one[0].address.to_string();
+    world.loads.push(load(one, BEGIN, BEGIN + 20.0));
+    world.run(BEGIN + 20.0);
+    assert_eq!(world.ruled(), [format!("ip={address}")]);
+    assert!(world.when(Happening::Blocked).unwrap() - BEGIN <= 3.0);
+    assert!(world.others.refused == 0, "{:?}", world.others);
+    assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
+    world.run(BEGIN + 60.0);
+    assert!(world.rules().is_empty());
+    assert_eq!(world.ruled().len(), 1);
+}
+
+#[test]
+fn two_devices_one_after_the_other_are_two_incidents() {
+    let mut world = World::new(22);
+    let first = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let second = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let addresses = [&first, &second].map(|device| format!("ip={}", device[0].address));
+    world.loads.push(load(first, BEGIN, BEGIN + 20.0));
+    world.loads.push(load(second, BEGIN + 5.0, BEGIN + 20.0));
+    world.run(BEGIN + 20.0);
+    assert_eq!(world.ruled(), addresses);
+}
+
+#[test]
+fn equal_seeds_and_traffic_give_equal_decisions() {
+    let [first, second] = [(); 2].map(|()| loop_under(DetectionMode::Auto));
+    assert!(!first.events.is_empty());
+    assert_eq!(first.events, second.events);
+    assert_eq!(first.detector.incidents(), second.detector.incidents());
+}
+
+#[test]
+fn an_incident_tells_its_evidence_and_what_was_refused() {
+    let mut world = World::new(23);
+    let loopers = devices(1000, "3.2.1", "app-2", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 5.0));
+    world.run(BEGIN + 5.0);
+    let incident = &world.detector.incidents()[0];
+    let evidence = &incident.evidence;
+    assert!(
+        evidence.coverage > 0.9 && evidence.collateral < 0.001,
+        "{evidence:?}"
+    );
+    assert!(
+        evidence.observed_rate > 5000.0 && evidence.expected_rate < 1.0,
+        "{evidence:?}"
+    );
+    assert!(evidence.requests_per_instance > 2.0, "{evidence:?}");
+    let refused: Vec<String> = evidence
+        .rejected_candidates
+        .iter()
+        .map(|candidate| candidate.when.to_string())
+        .collect();
+    assert!(
+        refused.contains(&"app=app-2, sdk=chat-android".to_owned()),
+        "{refused:?}"
+    );
+    assert!(
+        refused.contains(&"sdk=chat-android".to_owned()),
+        "{refused:?}"
+    );
 }

@@ -1,5 +1,11 @@
 //! A world in virtual time: clients that send, a policy that decides as the proxy would, the detector.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test helper fails by panicking"
+)]
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,6 +44,8 @@ pub(crate) struct Load {
     pub(crate) clients: Vec<Client>,
     /// Whether refusing them is right.
     pub(crate) bad: bool,
+    /// Whether an operator allows them.
+    pub(crate) exempt: bool,
     /// Whether each request has an instance of its own.
     pub(crate) forges: bool,
     pub(crate) service: Option<&'static str>,
@@ -51,7 +59,7 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    pub(crate) fn refused_share(&self) -> f64 {
+    pub(crate) fn refused_share(self) -> f64 {
         f64::from(self.refused) / f64::from(self.all.max(1))
     }
 }
@@ -72,6 +80,8 @@ pub(crate) struct World {
     pub(crate) now: f64,
     pub(crate) events: Vec<Event>,
     rules: Vec<Rule>,
+    /// Whether the policy spares known instances.
+    pub(crate) spares: bool,
     buckets: HashMap<String, Bucket>,
     /// Legitimate requests of others than the source under a rule, then those of the source itself.
     pub(crate) others: Served,
@@ -135,7 +145,7 @@ impl World {
         }
         let schema = Arc::new(schema);
         let traffic = Traffic::new(&schema, 2, seed);
-        let mut random = Random::from_seed(seed ^ 77);
+        let mut random = Random::from_seed(seed ^ 0x77);
         let background = background(2000, 1.0, &mut random);
         Self {
             recorders: (0..2).map(|at| traffic.recorder(at).unwrap()).collect(),
@@ -152,6 +162,7 @@ impl World {
             now: 1.0,
             events: Vec::new(),
             rules: Vec::new(),
+            spares: true,
             buckets: HashMap::new(),
             others: Served::default(),
             honest: Served::default(),
@@ -166,15 +177,17 @@ impl World {
         let clients = std::mem::take(&mut self.background);
         let loads = std::mem::take(&mut self.loads);
         while self.now < until - 1e-6 {
-            for client in &clients {
-                self.send(client, None, false);
-            }
-            for load in &loads {
-                if load.from <= self.now && self.now < load.until {
-                    for client in &load.clients {
-                        self.send(client, Some(load), load.bad);
-                    }
-                }
+            let now = self.now;
+            let coming = loads
+                .iter()
+                .filter(|load| load.from <= now && now < load.until);
+            let senders: Vec<(&Client, Option<&Load>)> = clients
+                .iter()
+                .map(|client| (client, None))
+                .chain(coming.flat_map(|load| load.clients.iter().map(move |it| (it, Some(load)))))
+                .collect();
+            for (client, load) in self.requests_of(&senders) {
+                self.request(client, load);
             }
             self.now += TICK.as_secs_f64();
             let now = Instant::from_secs_f64(self.now);
@@ -188,19 +201,29 @@ impl World {
         self.loads = loads;
     }
 
-    /// Sends what one client sends in one tick: a Poisson number of requests.
-    fn send(&mut self, client: &Client, load: Option<&Load>, bad: bool) {
-        let mut left = -client.rate * TICK.as_secs_f64();
-        loop {
-            left -= (1.0 - self.random.unit()).ln();
-            if left > 0.0 {
-                return;
+    /// Draws what is sent in one tick, a Poisson number of requests each, in any order.
+    fn requests_of<'a>(
+        &mut self,
+        senders: &[(&'a Client, Option<&'a Load>)],
+    ) -> Vec<(&'a Client, Option<&'a Load>)> {
+        let mut requests = Vec::new();
+        for sender in senders {
+            let mut left = -sender.0.rate * TICK.as_secs_f64();
+            loop {
+                left -= (1.0 - self.random.unit()).ln();
+                if left > 0.0 {
+                    break;
+                }
+                requests.push(*sender);
             }
-            self.request(client, load, bad);
         }
+        for at in (1..requests.len()).rev() {
+            requests.swap(at, self.random.bits() as usize % (at + 1));
+        }
+        requests
     }
 
-    fn request(&mut self, client: &Client, load: Option<&Load>, bad: bool) {
+    fn request(&mut self, client: &Client, load: Option<&Load>) {
         let service = load.and_then(|load| load.service).unwrap_or_else(|| {
             let at = self.random.unit();
             let [chat, kb, _] = self.services;
@@ -230,10 +253,10 @@ impl World {
             facts.set(self.ids[name], Cow::Borrowed(value));
         }
         let passes = self.decide(&facts);
-        let standing = if passes {
-            Standing::Passed
-        } else {
-            Standing::Refused
+        let standing = match passes {
+            _ if load.is_some_and(|load| load.exempt) => Standing::Exempt,
+            true => Standing::Passed,
+            false => Standing::Refused,
         };
         let worker = (self.random.bits() & 1) as usize;
         self.recorders[worker].record(&facts, Arrival { standing });
@@ -241,7 +264,7 @@ impl World {
         let of_source = self.source.as_ref().is_some_and(|(sdk, version, app)| {
             client.sdk == *sdk && client.version == *version && client.app == *app
         });
-        let group = match (bad, of_source) {
+        let group = match (load.is_some_and(|load| load.bad), of_source) {
             (true, _) => &mut self.bad,
             (false, true) => &mut self.honest,
             (false, false) => &mut self.others,
@@ -256,8 +279,8 @@ impl World {
             let matches = rule.when.conditions.iter().all(|(id, condition)| {
                 let value = facts.value(*id);
                 match condition {
-                    Condition::Is(text) => value == Some(text),
-                    Condition::Version(VersionCondition::Exactly(text, _)) => value == Some(text),
+                    Condition::Is(text)
+                    | Condition::Version(VersionCondition::Exactly(text, _)) => value == Some(text),
                     Condition::Network(network) => network.contains(&facts.address()),
                     other => panic!("a detected rule has the condition {other:?}"),
                 }
@@ -268,7 +291,7 @@ impl World {
             let name = rule.name.to_string();
             let sparing = rule.sparing.as_ref().unwrap();
             let instance = facts.instance();
-            if sparing.familiar.contains(instance) {
+            if self.spares && sparing.familiar.contains(instance) {
                 let usual = sparing.usual_per_instance_per_second;
                 let expected = sparing.expected_per_second;
                 let own = self

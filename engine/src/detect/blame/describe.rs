@@ -9,10 +9,11 @@
 //! - a twin of a value already named: where the one is, the other nearly always is
 //!   ([`TWIN_IMPLIES`]), and not only by being the larger of many ([`TWIN_BACK`]). `platform=android`
 //!   is a twin of `sdk=chat-android`; `sdk=chat-android` is none of `app=acme`, even if that customer
-//!   has no other client, for most of that SDK's clients are other customers'. A version has no
-//!   twin: it says little without what it is a version of.
+//!   has no other client, for most of that SDK's clients are other customers'.
 //!
-//! The rarest value is named first, so of two twins the narrower remains. Fingerprints (`user_agent`,
+//! A version always goes with what it is a version of: it says little by itself, and without it the
+//! rule would hit the next version, which may be the repair. So what has a version is named first,
+//! then the rarest value, so that of two twins the narrower remains. Fingerprints (`user_agent`,
 //! `ja4`) and what is asked for (`service`, `route`, …) are added only where they spare a good part
 //! of the source's normal traffic ([`CUT_MIN`]).
 
@@ -64,29 +65,27 @@ pub(super) fn describe(
         |at| columns.get(at).is_some_and(|column| column.own) && is_who(columns, at),
         columns,
     );
-    let mut own: Vec<(f64, Literal)> = own
+    let column = |literal: &Literal| columns.get(literal.column);
+    let mut own: Vec<(bool, f64, Literal)> = own
         .into_iter()
         .map(|literal| {
-            (
-                table.sum_of(&Pattern::default().with(literal)).expected,
-                literal,
-            )
+            let versioned = column(&literal).is_some_and(|column| column.versioned);
+            let alone = Pattern::default().with(literal);
+            (!versioned, table.sum_of(&alone).expected, literal)
         })
         .collect();
-    own.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    own.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
 
     let mut chosen = Pattern::default();
-    for (expected, literal) in own {
+    for (_, expected, literal) in own {
+        let is_version = |literal: &Literal| column(literal).is_some_and(|column| column.version);
         let common = expected >= COMMON_MIN * table.everybody().expected;
-        let twin = chosen
-            .literals()
-            .iter()
-            .filter(|other| {
-                !columns
-                    .get(other.column)
-                    .is_some_and(|column| column.version)
-            })
-            .any(|other| are_twins(table, *other, literal));
+        let twin = !is_version(&literal)
+            && chosen
+                .literals()
+                .iter()
+                .filter(|other| !is_version(other))
+                .any(|other| are_twins(table, *other, literal));
         let tentative = chosen.with(literal);
         if !common && !twin && keeps(&tentative) {
             chosen = tentative;

@@ -1,5 +1,7 @@
 //! Observed and expected requests per second of each combination: what blame works on.
 
+use std::collections::BTreeMap;
+
 use ahash::AHashMap;
 
 use crate::detect::pattern::Pattern;
@@ -25,6 +27,11 @@ pub(in crate::detect) struct Sums {
 impl Sums {
     pub(in crate::detect) fn excess(&self) -> f64 {
         self.observed - self.expected
+    }
+
+    /// Returns how many times what was expected came.
+    pub(super) fn rise(&self) -> f64 {
+        self.observed / self.expected.max(f64::MIN_POSITIVE)
     }
 
     pub(super) fn utility(&self, lambda: f64) -> f64 {
@@ -112,6 +119,15 @@ impl Table {
             sums.add(row);
         }
         sums
+    }
+
+    /// Adds up all rows by the value in a column, in order of value.
+    pub(super) fn by_value(&self, column: usize) -> BTreeMap<u32, Sums> {
+        let mut values: BTreeMap<u32, Sums> = BTreeMap::new();
+        for row in &self.rows {
+            values.entry(row.key.value(column)).or_default().add(row);
+        }
+        values
     }
 
     pub(super) fn everybody(&self) -> Sums {
