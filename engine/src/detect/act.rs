@@ -282,24 +282,8 @@ impl Past {
     }
 }
 
-/// Makes a readable name that no other incident has: `detected-1-acme-chat-android-3.2.1`.
-pub(super) fn name_of(incident: IncidentId, source: &Source) -> Name {
-    const BYTES_MAX: usize = 80;
-    let mut name = format!("detected-{}", incident.0);
-    for (_, value) in source.iter() {
-        name.push('-');
-        for char in value.chars().take(BYTES_MAX) {
-            let plain = char.is_ascii_alphanumeric() || matches!(char, '.' | '_');
-            let char = if plain {
-                char.to_ascii_lowercase()
-            } else {
-                '-'
-            };
-            if !(char == '-' && name.ends_with('-')) {
-                name.push(char);
-            }
-        }
-    }
-    name.truncate(BYTES_MAX);
-    Name::new(name.trim_end_matches('-'))
+/// Names a rule. The name is a metric's label, so nothing that a client chose is in it; who is meant
+/// stands in `when`.
+pub(super) fn name_of(incident: IncidentId) -> Name {
+    Name::new(&format!("detected-{}", incident.0))
 }

@@ -415,7 +415,7 @@ impl Detector {
             .incident
             .take()
             .unwrap_or_else(|| self.incidents.open(suspicion.began, now));
-        let name = act::name_of(incident, &source);
+        let name = act::name_of(incident);
         let who = cause.pattern.who(&self.columns);
         self.measures.push(Measure {
             incident,

@@ -53,10 +53,8 @@ fn the_loop_of_a_source_never_seen_is_named_throttled_blocked_and_released() {
     assert!(blocked <= 3.0, "blocked after {blocked} s");
     assert!(world.others.refused == 0, "{:?}", world.others);
     assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
-    assert_eq!(
-        world.rules()[0].name.as_str(),
-        "detected-1-acme-chat-android-3.2.1"
-    );
+    // The name is a label of metrics: it holds nothing that a client chose.
+    assert_eq!(world.rules()[0].name.as_str(), "detected-1");
     world.run(BEGIN + 80.0);
     let released = world.when(Happening::Released).unwrap() - BEGIN - 30.0;
     assert!(
