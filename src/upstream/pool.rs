@@ -249,6 +249,8 @@ impl Upstream {
         }
         let (sender, connection) = http1::Builder::new()
             .max_header_size(RESPONSE_HEAD_BYTES_MAX)
+            // Most requests are one small piece, for which a plain write costs less.
+            .writev(false)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(UpstreamError::Protocol)?;
