@@ -1,5 +1,6 @@
 //! The command line: what can be asked of the program, and with which exit code it ends.
 
+mod demo;
 mod explain;
 mod run;
 
@@ -36,6 +37,8 @@ enum Command {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
+    /// Replays the 2020 incident in one process, over real sockets, and tells it as it happens.
+    Demo(demo::Demo),
     /// Shows which attributes, rules and limits a request would meet. Spends nothing.
     Explain(explain::Explain),
 }
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run { config } => run::run(&config),
         Command::Check { paths } => run_check(&paths),
+        Command::Demo(demo) => demo.run(),
         Command::Explain(explain) => explain.run(),
     }
 }
