@@ -87,6 +87,9 @@ fn host<'a>(
         (None, None) if version == Version::HTTP_10 => "",
         (None, None) => return Err(invalid(400, "the Host header is missing")),
     };
+    if given.is_empty() && version != Version::HTTP_10 {
+        return Err(invalid(400, "the Host header is empty"));
+    }
     let valid = given.bytes().all(|byte| {
         byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
     });
@@ -108,7 +111,7 @@ fn host<'a>(
 /// Brings a path to normal form: escaped unreserved characters are unescaped, repeated slashes are
 /// one. Segments `.` and `..`, a backslash and an escaped NUL or control character are refused.
 fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
-    let plain = !path.contains('%') && !path.contains("//");
+    let plain = !path.contains('%') && !path.contains("//") && path.is_ascii();
     let normal = if plain {
         Cow::Borrowed(path)
     } else {
@@ -183,7 +186,8 @@ pub(crate) fn check_framing(
     version: Version,
     head_has_content_length: impl FnOnce() -> bool,
 ) -> Result<(), Invalid> {
-    if headers.contains_key(TRANSFER_ENCODING) {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
         if version == Version::HTTP_10 {
             return Err(invalid(400, "Transfer-Encoding is not part of HTTP/1.0"));
         }
@@ -191,6 +195,13 @@ pub(crate) fn check_framing(
             return Err(invalid(
                 400,
                 "Content-Length and Transfer-Encoding are both given",
+            ));
+        }
+        // The body is sent on chunked, so another coding would be lost without a word.
+        if encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(invalid(
+                501,
+                "no Transfer-Encoding is understood but chunked alone",
             ));
         }
     }
@@ -226,6 +237,12 @@ mod tests {
     #[test]
     fn an_escaped_letter_is_the_letter() {
         assert_eq!(path("/v1/%61uth/%2F%3fx"), Ok("/v1/auth/%2F%3Fx".into()));
+    }
+
+    #[test]
+    fn a_byte_beyond_ascii_is_its_escape() {
+        assert_eq!(path("/v1/é"), Ok("/v1/%C3%A9".into()));
+        assert_eq!(path("/v1/%c3%a9"), Ok("/v1/%C3%A9".into()));
     }
 
     #[test]
