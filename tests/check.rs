@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use tidegate::check::{Report, check};
-use tidegate::settings::{
-    AccessLog, DetectionMode, DetectionSettings, Listener, Settings, ValueFrom, Workers,
-};
+use tidegate::settings::{AccessLog, DetectionSettings, Listener, Settings, ValueFrom, Workers};
+use tidegate_engine::detect::DetectionMode;
 
 const MINIMAL: &str = "services:
   - name: chat

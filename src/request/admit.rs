@@ -21,13 +21,20 @@ struct Places {
 impl Admission {
     /// Gives each service this many places.
     pub fn new(max: impl IntoIterator<Item = usize>) -> Arc<Self> {
-        let places = |max| Places { max, taken: AtomicUsize::new(0) };
-        Arc::new(Self { services: max.into_iter().map(places).collect() })
+        let places = |max| Places {
+            max,
+            taken: AtomicUsize::new(0),
+        };
+        Arc::new(Self {
+            services: max.into_iter().map(places).collect(),
+        })
     }
 
     /// Takes a place, to be given back with [`Admission::leave`]. False: there is none.
     pub(crate) fn enter(&self, service: usize) -> bool {
-        let Some(places) = self.services.get(service) else { return false };
+        let Some(places) = self.services.get(service) else {
+            return false;
+        };
         let is_free = places.taken.fetch_add(1, Ordering::Relaxed) < places.max;
         if !is_free {
             places.taken.fetch_sub(1, Ordering::Relaxed);
@@ -54,7 +61,10 @@ mod tests {
         assert!(!admission.enter(0) && !admission.enter(0));
         assert!(admission.enter(1));
         admission.leave(0);
-        assert!(admission.enter(0), "a place that was given back is free again");
+        assert!(
+            admission.enter(0),
+            "a place that was given back is free again"
+        );
         assert!(!admission.enter(0), "refusals leave no trace");
     }
 }

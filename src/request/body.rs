@@ -158,6 +158,10 @@ impl Body for RequestBody {
             Poll::Ready(Some(Ok(frame))) => {
                 body.patience.progress();
                 body.progress.frames.set(body.progress.frames.get() + 1);
+                // Nobody asks again after the last byte of an announced length.
+                if body.incoming.is_end_stream() {
+                    body.progress.is_done.set(true);
+                }
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
             }
             Poll::Ready(Some(Err(error))) => {

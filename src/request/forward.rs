@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
@@ -22,7 +23,14 @@ pub(crate) async fn forward(
 ) -> Result<Response<ReplyBody>, (UpstreamError, Observation)> {
     let progress = Rc::new(BodyProgress::default());
     let idle_timeout = upstream.spec.idle_timeout;
-    let request = request.map(|body| RequestBody::new(body, idle_timeout, &progress));
+    let mut request = request.map(|body| RequestBody::new(body, idle_timeout, &progress));
+    if matches!(request.body(), RequestBody::Streamed(_))
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        // hyper takes a GET without framing for one without body, and would drop the body.
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     let (response, lease) = match exchange(upstream, request, &progress, retried).await {
         Ok(answer) => answer,
         Err(error) => return Err((error, observation)),

@@ -49,7 +49,9 @@ impl Fields {
         for name in headers.keys() {
             match name.as_str() {
                 "connection" => fields.connection = true,
-                "keep-alive" | "proxy-connection" | "proxy-authenticate"
+                "keep-alive"
+                | "proxy-connection"
+                | "proxy-authenticate"
                 | "proxy-authorization" => fields.hop_by_hop = true,
                 "te" => fields.te = true,
                 "via" => fields.via = true,
@@ -83,7 +85,12 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, fields: Fields) {
         }
     }
     if fields.hop_by_hop {
-        for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION] {
+        for name in [
+            KEEP_ALIVE,
+            PROXY_CONNECTION,
+            PROXY_AUTHENTICATE,
+            PROXY_AUTHORIZATION,
+        ] {
             headers.remove(name);
         }
     }
@@ -121,7 +128,11 @@ pub(crate) fn prepare_request(
     if fields.expect {
         headers.remove(EXPECT);
     }
-    let dropped = if fields.underscored { drop_underscored(headers) } else { 0 };
+    let dropped = if fields.underscored {
+        drop_underscored(headers)
+    } else {
+        0
+    };
     if trailers_welcome {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -168,8 +179,11 @@ fn is_trailers(token: &[u8]) -> bool {
 }
 
 fn drop_underscored(headers: &mut HeaderMap) -> usize {
-    let names: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    let names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .cloned()
+        .collect();
     for name in &names {
         headers.remove(name);
     }
@@ -270,7 +284,9 @@ impl RequestIds {
         self.next.set(number.wrapping_add(0x9E37_79B9_7F4A_7C15));
         let mut text = [0; 32];
         let digits = [self.prefix, number].into_iter().flat_map(|half| {
-            (0..16).rev().map(move |at| (half >> (4 * at)) as usize & 15)
+            (0..16)
+                .rev()
+                .map(move |at| (half >> (4 * at)) as usize & 15)
         });
         for (place, digit) in text.iter_mut().zip(digits) {
             *place = HEX.get(digit).copied().unwrap_or(b'0');

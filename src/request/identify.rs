@@ -140,10 +140,13 @@ enum Extract {
 
 impl Extract {
     fn new(pattern: Option<&Regex>) -> Self {
-        let Some(pattern) = pattern else { return Self::Whole };
+        let Some(pattern) = pattern else {
+            return Self::Whole;
+        };
         // Characters that stand for themselves in every regex.
         let is_plain = |text: &str| {
-            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_/:=, ".contains(&byte))
+            text.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_/:=, ".contains(&byte))
         };
         match pattern.as_str().strip_suffix("(.+)") {
             Some(before) if !before.is_empty() && is_plain(before) => Self::After(before.into()),
@@ -478,15 +481,31 @@ mod tests {
             assert!(matches!(short, Extract::After(_)));
             let slow = Extract::Match(pattern.clone());
             for value in [
-                "release-v3.2", "release-v", "xx release-v1 release-v2", "v", "vv", "a-a-a", "a-a",
-                "release-v\n", "v\nv1\nx", "", "\u{e9}v\u{e9}",
+                "release-v3.2",
+                "release-v",
+                "xx release-v1 release-v2",
+                "v",
+                "vv",
+                "a-a-a",
+                "a-a",
+                "release-v\n",
+                "v\nv1\nx",
+                "",
+                "\u{e9}v\u{e9}",
             ] {
-                assert_eq!(short.of(value.into()), slow.of(value.into()), "{pattern} on {value:?}");
+                assert_eq!(
+                    short.of(value.into()),
+                    slow.of(value.into()),
+                    "{pattern} on {value:?}"
+                );
             }
         }
         for pattern in ["release-v(.*)", "rel.ase(.+)", "(.+)", "^v(.+)"] {
             let pattern = Regex::new(pattern).unwrap();
-            assert!(matches!(Extract::new(Some(&pattern)), Extract::Match(_)), "{pattern}");
+            assert!(
+                matches!(Extract::new(Some(&pattern)), Extract::Match(_)),
+                "{pattern}"
+            );
         }
     }
 

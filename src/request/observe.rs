@@ -126,7 +126,9 @@ impl Observer {
     /// Appends RFC 3339 with milliseconds. Dates are worked out once a second.
     fn push_time(&self, line: &mut Vec<u8>) {
         let wall = self.clock.wall();
-        let since = wall.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = wall
+            .duration_since(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let mut second = self.second.borrow_mut();
         if second.0 != since.as_secs() || second.1.is_empty() {
             let mut text = humantime::format_rfc3339_seconds(wall).to_string();

@@ -266,9 +266,21 @@ impl Problem<'_> {
     /// Writes the problem document. All parts are ours or checked (a request id is visible ASCII), so
     /// only quotes and backslashes need escaping.
     fn document(&self, request_id: &HeaderValue) -> Bytes {
-        let Self { kind, title, detail, code, .. } = self;
+        let Self {
+            kind,
+            title,
+            detail,
+            code,
+            ..
+        } = self;
         let mut text = String::with_capacity(512);
-        for part in ["{\"type\":\"", kind, "\",\"title\":\"", title, "\",\"status\":"] {
+        for part in [
+            "{\"type\":\"",
+            kind,
+            "\",\"title\":\"",
+            title,
+            "\",\"status\":",
+        ] {
             text.push_str(part);
         }
         text.push_str(itoa::Buffer::new().format(self.status));
@@ -281,7 +293,13 @@ impl Problem<'_> {
             }
             text.push(char::from(*byte));
         }
-        for part in ["\",\"errors\":[{\"code\":\"", code, "\",\"message\":\"", detail, "\"}]}\n"] {
+        for part in [
+            "\",\"errors\":[{\"code\":\"",
+            code,
+            "\",\"message\":\"",
+            detail,
+            "\"}]}\n",
+        ] {
             text.push_str(part);
         }
         Bytes::from(text)

@@ -82,7 +82,13 @@ impl Worker {
             Ok(decided) => decided,
             Err((refusal, observation)) => {
                 let response = match refusal {
-                    NoDecision::Invalid(invalid) => Refuse::invalid(invalid, &id, observation),
+                    NoDecision::Invalid(invalid) => {
+                        // Whoever framed this request so may mean something else by what follows.
+                        let mut response = Refuse::invalid(invalid, &id, observation);
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(CONNECTION, close);
+                        response
+                    }
                     NoDecision::NoService => Refuse::unmatched(&id, observation),
                 };
                 return Ok(self.make_room(request, response, &connection).await);
@@ -96,9 +102,9 @@ impl Worker {
             mut observation,
         } = decided;
         match verdict {
-            Verdict::Forward | Verdict::Allow { .. } if observation.admit(service) => {
-                Ok(self.forward(request, fields, upstream, &connection, &id, observation).await)
-            }
+            Verdict::Forward | Verdict::Allow { .. } if observation.admit(service) => Ok(self
+                .forward(request, fields, upstream, &connection, &id, observation)
+                .await),
             Verdict::Forward | Verdict::Allow { .. } => {
                 observation.outcome = "shed";
                 let response = self.refuse.shed(&id, observation);

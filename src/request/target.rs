@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method, Uri, Version};
 
 use super::headers::Fields;
@@ -89,6 +89,9 @@ fn host<'a>(
         (None, None) if version == Version::HTTP_10 => "",
         (None, None) => return Err(invalid(400, "the Host header is missing")),
     };
+    if given.is_empty() && version != Version::HTTP_10 {
+        return Err(invalid(400, "the Host header is empty"));
+    }
     let valid = given.bytes().all(|byte| {
         byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
     });
@@ -110,7 +113,7 @@ fn host<'a>(
 /// Brings a path to normal form: escaped unreserved characters are unescaped, repeated slashes are
 /// one. Segments `.` and `..`, a backslash and an escaped NUL or control character are refused.
 fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
-    let plain = !path.contains('%') && !path.contains("//");
+    let plain = !path.contains('%') && !path.contains("//") && path.is_ascii();
     let normal = if plain {
         Cow::Borrowed(path)
     } else {
@@ -186,25 +189,44 @@ pub(crate) fn check_framing(
     version: Version,
     head_has_content_length: impl FnOnce() -> bool,
 ) -> Result<(), Invalid> {
-    if fields.transfer_encoding {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    if fields.transfer_encoding
+        && let Some(encoding) = encodings.next()
+    {
         if version == Version::HTTP_10 {
             return Err(invalid(400, "Transfer-Encoding is not part of HTTP/1.0"));
         }
         if headers.contains_key(CONTENT_LENGTH) || head_has_content_length() {
-            return Err(invalid(400, "Content-Length and Transfer-Encoding are both given"));
+            return Err(invalid(
+                400,
+                "Content-Length and Transfer-Encoding are both given",
+            ));
+        }
+        // The body is sent on chunked, so another coding would be lost without a word.
+        if encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(invalid(
+                501,
+                "no Transfer-Encoding is understood but chunked alone",
+            ));
         }
     }
     if fields.expect
         && let Some(expect) = headers.get(EXPECT)
         && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
     {
-        return Err(invalid(417, "the only expectation that is met is 100-continue"));
+        return Err(invalid(
+            417,
+            "the only expectation that is met is 100-continue",
+        ));
     }
     if fields.upgrade
         && let Some(upgrade) = headers.get(UPGRADE)
         && upgrade.as_bytes().eq_ignore_ascii_case(b"websocket")
     {
-        return Err(invalid(501, "WebSocket connections are not served here yet"));
+        return Err(invalid(
+            501,
+            "WebSocket connections are not served here yet",
+        ));
     }
     Ok(())
 }
@@ -222,6 +244,12 @@ mod tests {
     #[test]
     fn an_escaped_letter_is_the_letter() {
         assert_eq!(path("/v1/%61uth/%2F%3fx"), Ok("/v1/auth/%2F%3Fx".into()));
+    }
+
+    #[test]
+    fn a_byte_beyond_ascii_is_its_escape() {
+        assert_eq!(path("/v1/é"), Ok("/v1/%C3%A9".into()));
+        assert_eq!(path("/v1/%c3%a9"), Ok("/v1/%C3%A9".into()));
     }
 
     #[test]

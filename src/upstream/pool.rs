@@ -85,7 +85,9 @@ impl Idle {
     /// Looks whether the connection was closed meanwhile.
     fn has_ended(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.driven.as_mut().is_some_and(|driven| driven.poll(&mut cx).is_ready())
+        self.driven
+            .as_mut()
+            .is_some_and(|driven| driven.poll(&mut cx).is_ready())
             || self.sender.is_closed()
     }
 }
@@ -121,9 +123,18 @@ impl Lease {
 
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
-        let Self { sender, driven, upstream, .. } = self;
+        let Self {
+            sender,
+            driven,
+            upstream,
+            ..
+        } = self;
         if !sender.is_closed() {
-            let idle = Idle { sender, driven, since: Instant::now() };
+            let idle = Idle {
+                sender,
+                driven,
+                since: Instant::now(),
+            };
             upstream.idle.borrow_mut().push_back(idle);
         }
     }
@@ -194,7 +205,9 @@ impl Upstream {
                 if idle.has_ended() {
                     continue;
                 }
-                let Idle { mut sender, driven, .. } = idle;
+                let Idle {
+                    mut sender, driven, ..
+                } = idle;
                 if sender.is_ready() || (driven.is_none() && sender.ready().await.is_ok()) {
                     return Ok(self.lease(sender, driven, true, place));
                 }
@@ -215,7 +228,13 @@ impl Upstream {
         is_reused: bool,
         place: OwnedSemaphorePermit,
     ) -> Lease {
-        Lease { sender, is_reused, driven, upstream: Rc::clone(self), _place: place }
+        Lease {
+            sender,
+            is_reused,
+            driven,
+            upstream: Rc::clone(self),
+            _place: place,
+        }
     }
 
     /// Closes connections that were not used for a while. Called ten times a second.
@@ -254,7 +273,10 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(UpstreamError::Protocol)?;
-        let driven = Driven { connection: Box::new(connection), _open: Open::begin(&self.open) };
+        let driven = Driven {
+            connection: Box::new(connection),
+            _open: Open::begin(&self.open),
+        };
         Ok((sender, driven))
     }
 

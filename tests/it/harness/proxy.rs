@@ -1,0 +1,170 @@
+//! A proxy in this process, with its settings and rules in a folder of its own.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use tidegate::app::{self, Running, Start};
+use tidegate::rules_folder::{load_rules, load_settings};
+
+use super::{Folder, Message, Wire, eventually};
+
+/// What a proxy is started with. One service for everything, one upstream, one worker; the tests say
+/// what differs.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) trusted_proxies: &'static str,
+    pub(crate) upstream: &'static str,
+    pub(crate) services: &'static str,
+    pub(crate) admin: &'static str,
+    pub(crate) rules: &'static str,
+    pub(crate) workers: usize,
+}
+
+const EVERYTHING: &str = "services: [{ name: chat, match: [{ path: / }], upstream: chat }]";
+
+impl Setup {
+    /// Everything goes to this upstream.
+    pub(crate) fn to(endpoint: SocketAddr) -> Self {
+        Self {
+            endpoints: vec![endpoint.to_string()],
+            trusted_proxies: "[]",
+            upstream: "",
+            services: EVERYTHING,
+            admin: "",
+            rules: "",
+            workers: 1,
+        }
+    }
+
+    /// Writes the settings and the rules.
+    pub(crate) fn write(&self, folder: &Folder) {
+        let Self {
+            endpoints,
+            trusted_proxies,
+            upstream,
+            services,
+            admin,
+            rules,
+            workers,
+        } = self;
+        let settings = format!(
+            "listeners: [{{ address: \"127.0.0.1:0\", trusted_proxies: {trusted_proxies} }}]
+admin: {{ address: \"127.0.0.1:0\" {admin} }}
+workers: {workers}
+identity:
+  attributes:
+    sdk: {{ header: x-sdk }}
+    app: {{ first_of: [{{ header: x-app-id }}, {{ query: app }}, {{ cookie: app }}] }}
+    instance: {{ header: x-device, secret: true }}
+{services}
+upstreams:
+  - name: chat
+    endpoints: {endpoints:?}
+    {upstream}
+detection: {{ mode: off }}
+rules: rules/
+state: state/
+access_log: access.log
+"
+        );
+        folder.write("tidegate.yaml", &settings);
+        folder.write("rules/rules.yaml", rules);
+    }
+
+    /// Starts the proxy.
+    #[track_caller]
+    pub(crate) fn start(self) -> Proxy {
+        let folder = Folder::new();
+        self.write(&folder);
+        if self.rules.is_empty() {
+            std::fs::remove_file(folder.path().join("rules/rules.yaml")).expect("just written");
+        }
+        let path = folder.path().join("tidegate.yaml");
+        let settings = load_settings(&path).unwrap_or_else(|problems| panic!("{problems}"));
+        let rules = load_rules(&settings, SystemTime::now())
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        let detection = settings.detection.spec();
+        let running = app::start(Start {
+            settings,
+            settings_path: Some(path),
+            rules,
+            detection,
+            listeners: Vec::new(),
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+        Proxy { running, folder }
+    }
+}
+
+/// A proxy that runs until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) running: Running,
+    pub(crate) folder: Folder,
+}
+
+impl Proxy {
+    /// Everything goes to this upstream.
+    #[track_caller]
+    pub(crate) fn to(endpoint: SocketAddr) -> Self {
+        Setup::to(endpoint).start()
+    }
+
+    /// Opens a client's connection.
+    pub(crate) fn client(&self) -> Wire {
+        Wire::connect(self.address())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        *self.running.addresses.first().expect("one listener")
+    }
+
+    /// Sends one request on a connection of its own.
+    #[track_caller]
+    pub(crate) fn ask(&self, request: impl AsRef<[u8]>) -> Message {
+        self.client().exchange(request)
+    }
+
+    /// Asks the admin API.
+    #[track_caller]
+    pub(crate) fn admin(&self, path: &str) -> Message {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        Wire::connect(self.running.admin_address).exchange(text)
+    }
+
+    /// Returns the value of one series, 0 where there is none.
+    #[track_caller]
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let text = self.admin("/metrics").text();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Waits until a series has at least this value.
+    #[track_caller]
+    pub(crate) fn metric_reaches(&self, series: &str, value: f64) {
+        eventually(series, || self.metric(series) >= value);
+    }
+
+    /// Waits until the access log has so many lines, and reads them.
+    #[track_caller]
+    pub(crate) fn log(&self, lines: usize) -> Vec<serde_json::Value> {
+        let mut text = String::new();
+        eventually("the access log", || {
+            text = self.folder.read("access.log");
+            text.lines().count() >= lines && text.ends_with('\n')
+        });
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        text.lines().map(parse).collect()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // The threads end by themselves; nobody waits for connections that a test left open.
+        self.running.drain();
+    }
+}

@@ -1,0 +1,13 @@
+//! End-to-end tests: a proxy on loopback between a raw client and a scripted upstream, both of which
+//! see every byte. Decisions are tested in the engine; here the wiring is.
+
+mod admin;
+mod commands;
+mod forwarding;
+mod framing;
+mod harness;
+mod identity;
+mod refusals;
+mod reload_and_drain;
+mod timeouts;
+mod upstream_faults;
