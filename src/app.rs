@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -42,8 +42,6 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Start {
     /// Valid settings.
     pub settings: Settings,
-    /// Where they come from; `None` for settings made in memory.
-    pub settings_path: Option<PathBuf>,
     /// The rules of its rules folder.
     pub rules: Rules,
     /// What the detector may do.
@@ -116,10 +114,13 @@ impl Running {
 /// # Errors
 ///
 /// A port is in use, a file cannot be opened; with what, where and the way out.
+#[expect(
+    clippy::too_many_lines,
+    reason = "the list of all parts, read top to bottom"
+)]
 pub fn start(start: Start) -> anyhow::Result<Running> {
     let Start {
         settings,
-        settings_path,
         rules,
         detection,
         listeners,
@@ -172,7 +173,6 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
 
     let control = ControlParts {
         settings: Arc::clone(&settings),
-        settings_path,
         rules,
         publisher,
         clock,

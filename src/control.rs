@@ -7,7 +7,6 @@
 mod stress;
 mod tell;
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -36,8 +35,6 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub struct ControlParts {
     /// The settings that the process was started with.
     pub settings: Arc<Settings>,
-    /// The file that they came from, for messages; `None` for settings made in memory.
-    pub settings_path: Option<PathBuf>,
     /// The rules that are in force already.
     pub rules: Rules,
     /// The one right to publish.

@@ -86,7 +86,6 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let detection = settings.detection.spec();
     let proxy = app::start(Start {
         settings,
-        settings_path: None,
         rules: Rules::default(),
         detection,
         listeners: vec![events_in],

@@ -67,8 +67,10 @@ impl<'a> RequestFacts<'a> {
     pub fn new(key: &'a HashKey, address: IpAddr) -> Self {
         let address = address.to_canonical();
         let mut hashes = [0; ATTRIBUTES_MAX];
-        hashes[AttributeId::IP.index()] = key.hash_address(address);
-        hashes[AttributeId::NETWORK.index()] = key.0.hash_one(network_of(address)).max(1);
+        // The address and its network are the first two attributes.
+        let [of_address, of_network, ..] = &mut hashes;
+        *of_address = key.hash_address(address);
+        *of_network = key.0.hash_one(network_of(address)).max(1);
         Self {
             key,
             address,

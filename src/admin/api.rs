@@ -225,7 +225,7 @@ fn sources(control: &Control, query: &str) -> Result<Value, String> {
             Some(("top", number)) => {
                 let number: usize = number
                     .parse()
-                    .map_err(|_| format!("`top={number}` is no number"))?;
+                    .map_err(|error| format!("`top={number}`: {error}"))?;
                 top = number.clamp(1, TOP_MAX);
             }
             _ => return Err(format!("`{pair}` is not known here")),

@@ -11,6 +11,7 @@ use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use tidegate_engine::policy::{Explanation, Policy, PolicyParts};
 use tidegate_engine::request::HashKey;
+use tidegate_engine::rules::Mode;
 use tidegate_engine::time::Instant;
 
 use super::{complain, say};
@@ -126,21 +127,22 @@ impl Explain {
             }
             return;
         }
-        let mut text = String::from("attributes\n");
+        say("attributes");
         for attribute in &explanation.attributes {
-            text.push_str(&format!("  {:<14}{}\n", attribute.name, attribute.value));
+            say(&format!("  {:<14}{}", attribute.name, attribute.value));
         }
-        text.push_str("rules and limits that match, in order\n");
+        say("rules and limits that match, in order");
         if explanation.steps.is_empty() {
-            text.push_str("  none\n");
+            say("  none");
         }
         for step in &explanation.steps {
-            let mode = match step.mode {
-                tidegate_engine::rules::Mode::Enforce => "",
-                tidegate_engine::rules::Mode::Shadow => " (shadow)",
+            let mode = if step.mode == Mode::Shadow {
+                " (shadow)"
+            } else {
+                ""
             };
-            text.push_str(&format!(
-                "  {} {}: {}{mode}\n",
+            say(&format!(
+                "  {} {}: {}{mode}",
                 step.kind, step.name, step.outcome
             ));
         }
@@ -149,7 +151,6 @@ impl Explain {
             .as_ref()
             .map(|rule| format!(" by {rule}"))
             .unwrap_or_default();
-        text.push_str(&format!("verdict: {}{rule}", explanation.verdict.word()));
-        say(&text);
+        say(&format!("verdict: {}{rule}", explanation.verdict.word()));
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -37,7 +37,6 @@ pub(super) fn run(config: &Path) -> ExitCode {
     let detection = settings.detection.spec();
     let start = Start {
         settings,
-        settings_path: Some(config.to_owned()),
         rules,
         detection,
         listeners: Vec::new(),
@@ -51,7 +50,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     }
 }
 
-/// Waits for signals until the proxy is drained.
+/// Waits for signals until the proxy is drained. A second signal ends the process at once.
 fn serve(running: Running) -> anyhow::Result<()> {
     for address in &running.addresses {
         tracing::info!(%address, "serving");
@@ -60,46 +59,31 @@ fn serve(running: Running) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let mut reload = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        loop {
-            tokio::select! {
-                _ = reload.recv() => running.reload(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-            }
+    let result = runtime.block_on(until_drained(running));
+    // The drain may still be under way on a thread of its own, which nobody waits for any more.
+    runtime.shutdown_background();
+    result
+}
+
+async fn until_drained(running: Running) -> anyhow::Result<()> {
+    let mut reload = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    loop {
+        tokio::select! {
+            _ = reload.recv() => running.reload(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
         }
-        anyhow::Ok(())
-    })?;
+    }
     tracing::info!(seconds_max = app::DRAIN_TIMEOUT.as_secs(), "draining");
     running.drain();
-    // A second signal while draining ends the process at once: its handlers are gone with the runtime
-    // above, but tokio leaves them installed, so the default is put back by hand.
-    let impatient = std::thread::Builder::new()
-        .name("second-signal".into())
-        .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(async {
-                let mut terminate = signal(SignalKind::terminate())?;
-                let mut interrupt = signal(SignalKind::interrupt())?;
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-                std::io::Result::Ok(())
-            })?;
-            tracing::warn!("ended by a second signal; requests under way were cut off");
-            #[expect(clippy::exit, reason = "asked for twice")]
-            std::process::exit(1);
-            #[expect(unreachable_code, reason = "gives the thread its type")]
-            std::io::Result::Ok(())
-        });
-    drop(impatient);
-    running.join()?;
+    let drained = tokio::task::spawn_blocking(move || running.join());
+    tokio::select! {
+        drained = drained => drained.context("wait for the drain")??,
+        _ = terminate.recv() => bail!("ended by a second signal; requests under way were cut off"),
+        _ = interrupt.recv() => bail!("ended by a second signal; requests under way were cut off"),
+    }
     tracing::info!("drained");
     Ok(())
 }

@@ -25,6 +25,10 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Which of the fields that matter to a proxy a message has, found in one walk over its names: most
 /// have hardly any, and asking for each by name costs a hash and a look-up.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a set of independent findings"
+)]
 pub(crate) struct Fields {
     connection: bool,
     hop_by_hop: bool,

@@ -23,11 +23,11 @@ const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// How long a blocked source is told to stay away at first.
-const BLOCKED_RETRY_AFTER: Duration = Duration::from_secs(60);
+const BLOCKED_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// How long a client is told to wait when an upstream has no room or no answer.
 const UNAVAILABLE_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The longest wait that a client is told.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(10);
 
 /// Writes refusals. One per worker.
 #[derive(Debug)]

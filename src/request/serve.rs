@@ -80,7 +80,8 @@ impl Worker {
         let fields = Fields::of(request.headers());
         let decided = match self.decide(&request, fields, &connection, &id) {
             Ok(decided) => decided,
-            Err((refusal, observation)) => {
+            Err(undecided) => {
+                let (refusal, observation) = *undecided;
                 let response = match refusal {
                     NoDecision::Invalid(invalid) => {
                         // Whoever framed this request so may mean something else by what follows.
@@ -110,7 +111,7 @@ impl Worker {
                 let response = self.refuse.shed(&id, observation);
                 Ok(self.make_room(request, response, &connection).await)
             }
-            Verdict::Drop { .. } => Err(dropped(observation)),
+            Verdict::Drop { .. } => Err(dropped(&observation)),
             Verdict::Tarpit { .. } => Err(self.tarpit(observation).await),
             refusal => {
                 let now = self.clock.now();
@@ -129,7 +130,7 @@ impl Worker {
         fields: Fields,
         connection: &Connection,
         id: &HeaderValue,
-    ) -> Result<Decided, (NoDecision, Observation)> {
+    ) -> Result<Decided, Box<(NoDecision, Observation)>> {
         let began = self.clock.now();
         let observe = |service| {
             self.observer
@@ -153,7 +154,7 @@ impl Worker {
                 facts: None,
             };
             observation.line = self.observer.line(&loggable);
-            (NoDecision::Invalid(invalid), observation)
+            Box::new((NoDecision::Invalid(invalid), observation))
         };
         let target = read.map_err(|invalid| refuse(invalid, ""))?;
         let (host, path) = (&*target.host, &*target.path);
@@ -189,7 +190,7 @@ impl Worker {
             observation.line = self.observer.line(&loggable);
             if route.is_none() {
                 observation.outcome = "unmatched";
-                return Err((NoDecision::NoService, observation));
+                return Err(Box::new((NoDecision::NoService, observation)));
             }
             let verdict = policy.decide(&facts, began);
             self.recorder.record(
@@ -245,7 +246,7 @@ impl Worker {
             self.metrics
                 .upstream_retries_total
                 .with_label_values(&[&*upstream.spec.name])
-                .inc()
+                .inc();
         };
         match forward(upstream, request, id, observation, retries).await {
             Ok(response) => response,
@@ -305,7 +306,7 @@ impl Worker {
             let _held = Held(&self.tarpitted);
             tokio::time::sleep(TARPIT_DELAY).await;
         }
-        dropped(observation)
+        dropped(&observation)
     }
 }
 
@@ -333,7 +334,7 @@ fn standing(verdict: &Verdict) -> Standing {
     }
 }
 
-fn dropped(observation: Observation) -> Dropped {
+fn dropped(observation: &Observation) -> Dropped {
     observation.complete();
     Dropped
 }

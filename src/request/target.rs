@@ -75,7 +75,7 @@ fn host<'a>(
         (_, Some(_)) => return Err(invalid(400, "there is more than one Host header")),
         (Some(line), None) => Some(
             line.to_str()
-                .map_err(|_| invalid(400, "the Host header is not text"))?,
+                .map_err(|_not_text| invalid(400, "the Host header is not text"))?,
         ),
         (None, None) => None,
     };

@@ -192,12 +192,12 @@ impl Upstream {
 
     /// Returns a connection: the one that was used last, or a new one.
     pub(crate) async fn connection(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamError> {
-        let (place, deadline) = match Arc::clone(&self.in_use).try_acquire_owned() {
-            Ok(place) => (place, None),
-            Err(_) => {
-                let deadline = Instant::now() + self.spec.connect_timeout;
-                (self.place(deadline).await?, Some(deadline))
-            }
+        let free = Arc::clone(&self.in_use).try_acquire_owned().ok();
+        let (place, deadline) = if let Some(place) = free {
+            (place, None)
+        } else {
+            let deadline = Instant::now() + self.spec.connect_timeout;
+            (self.place(deadline).await?, Some(deadline))
         };
         if !fresh {
             // The last one used is the least likely to have been closed meanwhile.
