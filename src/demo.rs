@@ -55,9 +55,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const OUTCOMES_MAX: usize = 1 << 16;
 /// Events on their way here; an incident has about six.
 const EVENTS_MAX: usize = 256;
-/// Open files that are needed: two for each of 1,400 clients, two for each of as many requests at
-/// the upstreams, and 3,750 for what waits there when nothing stops the loop.
-const OPEN_FILES: u64 = 10_000;
+/// Open files that are needed: two for each of 1,300 clients, two for each of as many requests at
+/// the upstreams, and 5,500 for what waits there when nothing stops the loop.
+const OPEN_FILES: u64 = 12_000;
 
 /// How to run it.
 #[derive(Clone, Debug)]
@@ -151,6 +151,8 @@ struct Story<'a> {
 /// What the next line is made of.
 #[derive(Debug, Default)]
 struct Line {
+    /// When the last one was due, and when it was written.
+    due: Duration,
     since: Duration,
     honest: Vec<Outcome>,
     bad: (u64, u64),
@@ -187,8 +189,8 @@ impl Story<'_> {
             Colour::Bad,
             "LOOP",
             &format!(
-                "acme updates its Android app; the chat SDK in it, 3.2.1, asks in an endless loop:\n             \
-                 {} requests/s, {:.0} times what the services can serve",
+                "acme updates its Android app; its chat SDK, 3.2.1, asks in an endless\n             \
+                 loop: {} requests/s, {:.0} times what the services can serve",
                 clients::LOOP_PER_SECOND,
                 f64::from(clients::LOOP_PER_SECOND) / capacity
             ),
@@ -201,9 +203,9 @@ impl Story<'_> {
         let then = if self.ruled.is_empty() {
             "nothing had stopped it"
         } else {
-            "Tidegate waits for 15 s of calm and watches for 5 s more"
+            "Tidegate waits for 15 s of calm"
         };
-        let words = format!("acme has taken its update back; {then}");
+        let words = format!("acme takes its update back; {then}");
         let at = self.timeline.loop_ended;
         self.screen.happening(at, Colour::Good, "LOOP ENDS", &words);
     }
@@ -289,8 +291,11 @@ impl Story<'_> {
             Duration::from_secs(1)
         };
         let now = self.began.elapsed();
-        if now >= self.line.since + every {
+        let due = self.line.due + every;
+        if now >= due {
             self.write_line(now);
+            // On the beat, however late this line is; after a long stall, from now on.
+            self.line.due = if now < due + every { due } else { now };
         }
     }
 
@@ -356,19 +361,19 @@ fn introduce(screen: &Screen, options: &Options, proxy: &Running, address: Socke
         .map(|service| format!("{} {:.0}/s", service.name, service.capacity_per_second()))
         .collect();
     let then = if options.detection == DetectionMode::Off {
-        "Detection is off: nobody will stop it."
+        "Detection is off, so nobody will\nstop it."
     } else {
-        "Nobody has told Tidegate: it has to find out who it is, stop\n\
-         exactly that, and let it in again when it is over."
+        "Nobody tells Tidegate: it has to\nfind out who it is, stop exactly that, and let it in again when it is over."
     };
     screen.line(&format!(
         "Tidegate stands in front of three small services ({}). {} honest\n\
          clients of ten apps use them. After {} seconds one version of one SDK inside one of these\n\
-         apps begins to ask in an endless loop, on a thousand phones at a time. {then}\n\n\
+         apps begins to ask in an endless loop, on {} phones at a time. {then}\n\n\
          proxy http://{address}   admin http://{}",
         capacities.join(", "),
         clients::HONEST,
         LOOP_AT.as_secs(),
+        clients::LOOPERS,
         proxy.admin_address,
     ));
 }

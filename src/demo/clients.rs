@@ -22,15 +22,15 @@ pub(super) const HONEST: u32 = 400;
 const HONEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Looping devices at a time.
-const LOOPERS: u32 = 1000;
+pub(super) const LOOPERS: u32 = 900;
 /// What all of them send, in requests per second, unless they wait for answers.
-pub(super) const LOOP_PER_SECOND: u32 = 6000;
+pub(super) const LOOP_PER_SECOND: u32 = 7500;
 /// After how long a looping device gives up, and asks again at once.
-const LOOP_PATIENCE: Duration = Duration::from_millis(500);
+const LOOP_PATIENCE: Duration = Duration::from_millis(300);
 /// How many requests a looping device sends, on average, before another takes its place.
-const REQUESTS_PER_LOOPER: u64 = 24;
-/// Within which time all have begun: less than the period of one, 1,000 / 6,000 s.
-const LOOP_BEGINS_WITHIN: f64 = 0.15;
+const REQUESTS_PER_LOOPER: u64 = 30;
+/// Within which time all have begun: in the period of one, 900 / 7,500 s.
+const LOOP_BEGINS_WITHIN: f64 = 0.12;
 
 /// Starts the honest clients. Each request's outcome goes to `outcomes`; times count from `began`.
 ///

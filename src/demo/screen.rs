@@ -76,7 +76,7 @@ impl Screen {
         self.line("");
         for text in [
             "            honest clients           the loop              load of the services",
-            "   time   asked succeed     p99    sent/s refused    chat    kb login  waiting",
+            "   time    done succeed     p99    sent/s refused    chat    kb login  waiting",
         ] {
             self.line(&self.paint(Colour::Faint, text));
         }
