@@ -29,6 +29,9 @@ pub(crate) enum UpstreamError {
     /// The answer is not HTTP.
     #[error("the answer is not valid HTTP")]
     Protocol(#[source] hyper::Error),
+    /// The upstream changed to another protocol.
+    #[error("the upstream switched protocols, which nobody had asked for")]
+    Switched,
     /// The response head took too long.
     #[error("no answer within {0:?}")]
     ResponseTimeout(Duration),
@@ -45,7 +48,7 @@ impl UpstreamError {
             Self::ConnectTimeout(_) => "connection_timeout",
             Self::ConnectionLimit => "connection_limit_reached",
             Self::Terminated(_) => "connection_terminated",
-            Self::Protocol(_) => "http_protocol_error",
+            Self::Protocol(_) | Self::Switched => "http_protocol_error",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::ClientBody(_) => "http_request_error",
         }
@@ -54,7 +57,7 @@ impl UpstreamError {
     /// Returns the status that the client gets.
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Self::Connect(_) | Self::Terminated(_) | Self::Protocol(_) => 502,
+            Self::Connect(_) | Self::Terminated(_) | Self::Protocol(_) | Self::Switched => 502,
             Self::ConnectionLimit => 503,
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => 504,
             Self::ClientBody(fault) => fault.status(),

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::UpstreamError;
@@ -46,29 +47,51 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Idle {
     sender: SendRequest<RequestBody>,
+    task: Task,
     since: Instant,
 }
 
-/// A connection, for one request.
+/// The task that drives a connection; ended with the last that could use the connection. Left to
+/// itself it would wait for ever for an upstream that answered and does not read the rest of a body.
+#[derive(Debug)]
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A connection, for one request. Dropped without being given back, it is closed.
 #[derive(Debug)]
 pub(crate) struct Lease {
     /// Sends the request.
     pub(crate) sender: SendRequest<RequestBody>,
     /// Whether the connection carried requests before, and so may turn out closed.
     pub(crate) is_reused: bool,
+    task: Task,
     upstream: Rc<Upstream>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Lease {
+    /// Returns the place of the connection's upstream among all upstreams.
+    pub(crate) fn upstream_index(&self) -> usize {
+        self.upstream.index
+    }
+
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
         let Self {
-            sender, upstream, ..
+            sender,
+            task,
+            upstream,
+            ..
         } = self;
         if !sender.is_closed() {
             upstream.idle.borrow_mut().push_back(Idle {
                 sender,
+                task,
                 since: Instant::now(),
             });
         }
@@ -130,24 +153,29 @@ impl Upstream {
         let place = self.place(deadline).await?;
         if !fresh {
             // The last one used is the least likely to have been closed meanwhile.
-            while let Some(Idle { mut sender, .. }) = self.pop_idle() {
+            while let Some(Idle {
+                mut sender, task, ..
+            }) = self.pop_idle()
+            {
                 if sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok()) {
                     return Ok(Lease {
                         sender,
                         is_reused: true,
+                        task,
                         upstream: Rc::clone(self),
                         _place: place,
                     });
                 }
             }
         }
-        let sender = match timeout_at(deadline, self.connect()).await {
+        let (sender, task) = match timeout_at(deadline, self.connect()).await {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
         Ok(Lease {
             sender,
             is_reused: false,
+            task,
             upstream: Rc::clone(self),
             _place: place,
         })
@@ -184,7 +212,7 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<RequestBody>, UpstreamError> {
+    async fn connect(&self) -> Result<(SendRequest<RequestBody>, Task), UpstreamError> {
         let stream = self.connect_any().await?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -195,13 +223,13 @@ impl Upstream {
             .await
             .map_err(UpstreamError::Protocol)?;
         let open = Open::begin(&self.open);
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an upstream connection ended");
             }
             drop(open);
         });
-        Ok(sender)
+        Ok((sender, Task(task.abort_handle())))
     }
 
     /// Connects to the endpoints in turn; each is tried once, the first with the others' share of

@@ -174,6 +174,12 @@ impl Wire {
         Some(message)
     }
 
+    /// Reads the body of an answer whose head was read.
+    #[track_caller]
+    pub(crate) fn finish(&mut self, answer: &mut Message) {
+        self.body_of(answer, true);
+    }
+
     #[track_caller]
     fn body_of(&mut self, message: &mut Message, ends_with_connection: bool) {
         if message.is_chunked() {
