@@ -14,7 +14,7 @@ fn pattern(bytes: usize) -> Vec<u8> {
 /// Sends a request with these fields and returns what the upstream saw.
 #[track_caller]
 fn seen_with(
-    setup: Setup,
+    setup: Setup<'_>,
     recorder: &super::harness::Recorder,
     request: &str,
 ) -> super::harness::Message {

@@ -292,6 +292,11 @@ impl Wire {
         self.stream.set_read_timeout(None).expect("a TCP socket");
     }
 
+    /// Returns a second handle on this connection, to send while this one reads.
+    pub(crate) fn twin(&self) -> Self {
+        Self::over(self.stream.try_clone().expect("a descriptor is left"))
+    }
+
     /// Ends the sending direction only.
     pub(crate) fn half_close(&mut self) {
         drop(self.stream.shutdown(Shutdown::Write));
