@@ -29,6 +29,9 @@ pub(crate) enum UpstreamError {
     /// The answer is not HTTP.
     #[error("the answer is not valid HTTP")]
     Protocol(#[source] hyper::Error),
+    /// The upstream changed to another protocol.
+    #[error("the upstream switched protocols, which nobody had asked for")]
+    Switched,
     /// The response head took too long.
     #[error("no answer within {0:?}")]
     ResponseTimeout(Duration),
@@ -40,15 +43,7 @@ pub(crate) enum UpstreamError {
 impl UpstreamError {
     /// Returns the word for it in metrics and logs (RFC 9209, 2.3).
     pub(crate) fn word(&self) -> &'static str {
-        match self {
-            Self::Connect(_) => "connection_refused",
-            Self::ConnectTimeout(_) => "connection_timeout",
-            Self::ConnectionLimit => "connection_limit_reached",
-            Self::Terminated(_) => "connection_terminated",
-            Self::Protocol(_) => "http_protocol_error",
-            Self::ResponseTimeout(_) => "http_response_timeout",
-            Self::ClientBody(_) => "http_request_error",
-        }
+        self.proxy_status().rsplit('=').next().unwrap_or_default()
     }
 
     /// Returns what `Proxy-Status` says.
@@ -58,7 +53,7 @@ impl UpstreamError {
             Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
             Self::ConnectionLimit => "tidegate; error=connection_limit_reached",
             Self::Terminated(_) => "tidegate; error=connection_terminated",
-            Self::Protocol(_) => "tidegate; error=http_protocol_error",
+            Self::Protocol(_) | Self::Switched => "tidegate; error=http_protocol_error",
             Self::ResponseTimeout(_) => "tidegate; error=http_response_timeout",
             Self::ClientBody(_) => "tidegate; error=http_request_error",
         }
@@ -67,7 +62,7 @@ impl UpstreamError {
     /// Returns the status that the client gets.
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Self::Connect(_) | Self::Terminated(_) | Self::Protocol(_) => 502,
+            Self::Connect(_) | Self::Terminated(_) | Self::Protocol(_) | Self::Switched => 502,
             Self::ConnectionLimit => 503,
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => 504,
             Self::ClientBody(fault) => fault.status(),

@@ -206,13 +206,16 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         })
         .await
     };
-    if let Err(error) = ended {
-        metrics
-            .client_errors_total
-            .with_label_values(&[word(&error, &state)])
-            .inc();
-        tracing::debug!(%error, "a client connection ended");
-    }
+    let word = match &ended {
+        Err(error) => word(error, &state),
+        // hyper takes an end before the first byte for a good one.
+        Ok(()) if state.timed_out.get() && state.phase() == Phase::FirstByte => {
+            "first_byte_timeout"
+        }
+        Ok(()) => return,
+    };
+    metrics.client_errors_total.with_label_values(&[word]).inc();
+    tracing::debug!(error = ?ended.err(), word, "a client connection ended");
 }
 
 fn is_timeout(error: &hyper::Error) -> bool {

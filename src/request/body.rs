@@ -1,6 +1,6 @@
 //! Bodies on their way through: streamed, never held, ended when they make no progress.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::guard::ConnectionState;
 use super::observe::Observation;
 use crate::upstream::Lease;
 
@@ -29,6 +30,9 @@ const FORBIDDEN_TRAILERS: [&str; 10] = [
     "cookie",
     "x-forwarded-for",
 ];
+
+/// How often it is looked whether a body gets on that is sent after its answer.
+const UPLOAD_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What went wrong with a body.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,17 @@ pub(crate) struct BodyProgress {
     pub(crate) is_done: Cell<bool>,
     /// Frames read so far.
     pub(crate) frames: Cell<u64>,
+    /// The client's connection, where the answer was complete before the body.
+    answered: RefCell<Option<Rc<ConnectionState>>>,
+}
+
+impl BodyProgress {
+    /// Notes that the body is over: its last byte was read, or nobody reads it any more.
+    fn end(&self) {
+        if let Some(connection) = self.answered.take() {
+            connection.idle();
+        }
+    }
 }
 
 /// A timer that is made only when there is something to wait for.
@@ -123,6 +138,12 @@ pub(crate) struct StreamedBody {
     progress: Rc<BodyProgress>,
 }
 
+impl Drop for StreamedBody {
+    fn drop(&mut self) {
+        self.progress.end();
+    }
+}
+
 impl RequestBody {
     /// Streams a client's body; it may make no progress for `idle_timeout`.
     pub(crate) fn new(
@@ -161,6 +182,7 @@ impl Body for RequestBody {
                 // Nobody asks again after the last byte of an announced length.
                 if body.incoming.is_end_stream() {
                     body.progress.is_done.set(true);
+                    body.progress.end();
                 }
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
             }
@@ -170,6 +192,7 @@ impl Body for RequestBody {
             }
             Poll::Ready(None) => {
                 body.progress.is_done.set(true);
+                body.progress.end();
                 Poll::Ready(None)
             }
             Poll::Pending => match body.patience.poll_exhausted(cx) {
@@ -253,8 +276,7 @@ impl ReplyBody {
             patience: Patience::new(idle_timeout),
         };
         if reply.incoming.is_end_stream() {
-            reply.end();
-            observation.complete();
+            reply.end(&observation);
         }
         Self {
             source: ReplySource::Upstream(Box::new(reply)),
@@ -279,13 +301,43 @@ impl UpstreamReply {
         }
     }
 
-    /// Gives the connection back, unless request bytes are still on their way on it.
-    fn end(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && self.request.is_done.get()
-        {
+    /// Ends the exchange: gives the connection back, or lets the rest of the request's body through
+    /// first, where the upstream answered before it had read all of it.
+    fn end(&mut self, observation: &Observation) {
+        let Some(lease) = self.lease.take() else {
+            return;
+        };
+        if self.request.is_done.get() {
             lease.give_back();
+            observation.complete();
+        } else {
+            *self.request.answered.borrow_mut() = Some(observation.complete_early());
+            let request = Rc::clone(&self.request);
+            tokio::task::spawn_local(finish_upload(lease, request, self.patience.limit));
         }
+    }
+
+    /// Notes that the upstream broke off or stalled, and closes its connection.
+    fn fail(&mut self, observation: &mut Observation) {
+        if let Some(lease) = self.lease.take() {
+            observation.upstream_broke_off(lease.upstream_index());
+        }
+    }
+}
+
+/// Holds a connection on which a body is still being sent after its answer, as long as it gets on.
+async fn finish_upload(lease: Lease, request: Rc<BodyProgress>, limit: Duration) {
+    let (mut frames, mut since) = (request.frames.get(), Instant::now());
+    while !request.is_done.get() && !lease.sender.is_closed() {
+        sleep(limit.min(UPLOAD_CHECK_INTERVAL)).await;
+        if request.frames.get() != frames {
+            (frames, since) = (request.frames.get(), Instant::now());
+        } else if since.elapsed() >= limit {
+            return;
+        }
+    }
+    if request.is_done.get() {
+        lease.give_back();
     }
 }
 
@@ -315,24 +367,22 @@ impl Body for ReplyBody {
                 reply.patience.progress();
                 observation.bytes_sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if reply.incoming.is_end_stream() {
-                    reply.end();
-                    observation.complete();
+                    reply.end(observation);
                 }
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
             }
             Poll::Ready(Some(Err(error))) => {
-                observation.fault = "http_response_incomplete";
+                reply.fail(observation);
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
             Poll::Ready(None) => {
-                reply.end();
-                observation.complete();
+                reply.end(observation);
                 Poll::Ready(None)
             }
             Poll::Pending => match reply.patience.poll_exhausted(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => {
-                    observation.fault = "http_response_incomplete";
+                    reply.fail(observation);
                     Poll::Ready(Some(Err(BodyError::Stalled(reply.patience.limit))))
                 }
             },

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
@@ -35,8 +35,15 @@ pub(crate) async fn forward(
         Ok(answer) => answer,
         Err(error) => return Err((error, observation)),
     };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err((UpstreamError::Switched, observation));
+    }
     let (mut head, incoming) = response.into_parts();
     observation.status = head.status.as_u16();
+    if head.headers.contains_key(TRANSFER_ENCODING) {
+        // The chunks are the body (RFC 9112, 6.3); the length would cut them off.
+        head.headers.remove(CONTENT_LENGTH);
+    }
     prepare_response(&mut head.headers, request_id, head.version);
     let body = ReplyBody::upstream(incoming, lease, progress, idle_timeout, observation);
     Ok(Response::from_parts(head, body))

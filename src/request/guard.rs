@@ -58,6 +58,8 @@ pub(crate) struct ConnectionState {
     head: RefCell<Vec<u8>>,
     /// Whether the client must be given time to read a refusal before the connection closes.
     pub(crate) linger: Cell<bool>,
+    /// Whether a deadline of this connection has passed.
+    pub(crate) timed_out: Cell<bool>,
     /// Whether the connection must be closed without an answer.
     pub(crate) abort: Cell<bool>,
 }
@@ -71,6 +73,7 @@ impl ConnectionState {
             now: Rc::clone(now),
             head: RefCell::new(Vec::new()),
             linger: Cell::new(false),
+            timed_out: Cell::new(false),
             abort: Cell::new(false),
         })
     }
@@ -221,6 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<S> {
             Poll::Ready(error) => Poll::Ready(error),
             Poll::Pending => {
                 ready!(self.poll_deadline(cx));
+                self.state.timed_out.set(true);
                 self.answer_too_slow(cx);
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }

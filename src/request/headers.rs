@@ -217,14 +217,17 @@ fn append_via(headers: &mut HeaderMap, fields: Fields, version: Version) {
     } else {
         VIA_OURS
     };
-    let existing = if fields.via { headers.get(VIA) } else { None };
-    let joined = existing.and_then(|existing| {
-        let mut joined = existing.as_bytes().to_vec();
+    if !fields.via {
+        headers.insert(VIA, ours);
+        return;
+    }
+    let mut joined = Vec::with_capacity(64);
+    for line in headers.get_all(VIA) {
+        joined.extend_from_slice(line.as_bytes());
         joined.extend_from_slice(b", ");
-        joined.extend_from_slice(ours.as_bytes());
-        HeaderValue::from_bytes(&joined).ok()
-    });
-    headers.insert(VIA, joined.unwrap_or(ours));
+    }
+    joined.extend_from_slice(ours.as_bytes());
+    headers.insert(VIA, HeaderValue::from_bytes(&joined).unwrap_or(ours));
 }
 
 /// Takes a trusted proxy's request id, or makes one from a random process part and a counter.

@@ -214,6 +214,19 @@ impl Observation {
         }
     }
 
+    /// Like [`Self::complete`], for an answer that came before the end of its request: the
+    /// connection, which is returned, is idle when that has ended, too.
+    pub(crate) fn complete_early(&self) -> Rc<ConnectionState> {
+        self.is_complete.set(true);
+        Rc::clone(&self.connection)
+    }
+
+    /// Notes that the upstream broke off or stalled in the middle of its answer.
+    pub(crate) fn upstream_broke_off(&mut self, upstream: usize) {
+        self.fault = "http_response_incomplete";
+        self.observer.metrics.upstream_failed(upstream, self.fault);
+    }
+
     /// Adds the rule or limit that decided to the log line.
     pub(crate) fn log_cause(&mut self, rule: &str) {
         if !self.line.is_empty() {

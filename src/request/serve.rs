@@ -241,6 +241,7 @@ impl Worker {
             // Only HTTP/1.0 clients may leave it out; the upstream is asked in HTTP/1.1.
             request.headers_mut().insert(HOST, host);
         }
+        let has_body = !request.body().is_end_stream();
         prepare(&mut request, fields, connection, id, &self.metrics);
         let retries = || {
             self.metrics
@@ -257,10 +258,13 @@ impl Worker {
                 tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
                 observation.fault = error.word();
                 let mut response = self.refuse.upstream(&error, id, observation);
-                // Bytes of the request's body may still be under way.
-                response
-                    .headers_mut()
-                    .insert(CONNECTION, HeaderValue::from_static("close"));
+                if has_body {
+                    // Bytes of it may still be under way, and their sender must see the answer.
+                    connection.state.linger.set(true);
+                    response
+                        .headers_mut()
+                        .insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 response
             }
         }

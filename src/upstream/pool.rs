@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::UpstreamError;
@@ -54,7 +55,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Idle {
     sender: SendRequest<RequestBody>,
-    driven: Option<Driven>,
+    drive: Drive,
     since: Instant,
 }
 
@@ -81,25 +82,55 @@ impl Driven {
     }
 }
 
-impl Idle {
-    /// Looks whether the connection was closed meanwhile.
-    fn has_ended(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.driven
-            .as_mut()
-            .is_some_and(|driven| driven.poll(&mut cx).is_ready())
-            || self.sender.is_closed()
+/// Who drives a connection.
+#[derive(Debug)]
+enum Drive {
+    /// Its user.
+    InPlace(Driven),
+    /// A task of its own.
+    ByItself(#[expect(dead_code, reason = "ends the task when it is dropped")] Task),
+    /// Nobody any more.
+    Ended,
+}
+
+/// The task that drives a connection; ended with the last that could use the connection. Left to
+/// itself it would wait for ever for an upstream that answered and does not read the rest of a body.
+#[derive(Debug)]
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
-/// A connection, for one request.
+impl Drive {
+    /// Does what can be done on the connection.
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Self::InPlace(driven) = self
+            && driven.poll(cx).is_ready()
+        {
+            *self = Self::Ended;
+        }
+    }
+}
+
+impl Idle {
+    /// Looks whether the connection was closed meanwhile.
+    fn has_ended(&mut self) -> bool {
+        self.drive.poll(&mut Context::from_waker(Waker::noop()));
+        matches!(self.drive, Drive::Ended) || self.sender.is_closed()
+    }
+}
+
+/// A connection, for one request. Dropped without being given back, it is closed.
 #[derive(Debug)]
 pub(crate) struct Lease {
     /// Sends the request.
     pub(crate) sender: SendRequest<RequestBody>,
     /// Whether the connection carried requests before, and so may turn out closed.
     pub(crate) is_reused: bool,
-    driven: Option<Driven>,
+    drive: Drive,
     upstream: Rc<Upstream>,
     _place: OwnedSemaphorePermit,
 }
@@ -107,32 +138,38 @@ pub(crate) struct Lease {
 impl Lease {
     /// Does what can be done on the connection; to be called whenever its user is polled.
     pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(driven) = &mut self.driven
-            && driven.poll(cx).is_ready()
-        {
-            self.driven = None;
-        }
+        self.drive.poll(cx);
     }
 
     /// Lets the connection go on by itself: it must not depend on how fast its user is.
     pub(crate) fn detach(&mut self) {
-        if let Some(mut driven) = self.driven.take() {
-            tokio::task::spawn_local(async move { poll_fn(|cx| driven.poll(cx)).await });
-        }
+        self.drive = match std::mem::replace(&mut self.drive, Drive::Ended) {
+            Drive::InPlace(mut driven) => {
+                let task =
+                    tokio::task::spawn_local(async move { poll_fn(|cx| driven.poll(cx)).await });
+                Drive::ByItself(Task(task.abort_handle()))
+            }
+            other => other,
+        };
+    }
+
+    /// Returns the place of the connection's upstream among all upstreams.
+    pub(crate) fn upstream_index(&self) -> usize {
+        self.upstream.index
     }
 
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
         let Self {
             sender,
-            driven,
+            drive,
             upstream,
             ..
         } = self;
         if !sender.is_closed() {
             let idle = Idle {
                 sender,
-                driven,
+                drive,
                 since: Instant::now(),
             };
             upstream.idle.borrow_mut().push_back(idle);
@@ -206,10 +243,11 @@ impl Upstream {
                     continue;
                 }
                 let Idle {
-                    mut sender, driven, ..
+                    mut sender, drive, ..
                 } = idle;
-                if sender.is_ready() || (driven.is_none() && sender.ready().await.is_ok()) {
-                    return Ok(self.lease(sender, driven, true, place));
+                let by_itself = matches!(drive, Drive::ByItself(_));
+                if sender.is_ready() || (by_itself && sender.ready().await.is_ok()) {
+                    return Ok(self.lease(sender, drive, true, place));
                 }
             }
         }
@@ -218,20 +256,20 @@ impl Upstream {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
-        Ok(self.lease(sender, Some(driven), false, place))
+        Ok(self.lease(sender, Drive::InPlace(driven), false, place))
     }
 
     fn lease(
         self: &Rc<Self>,
         sender: SendRequest<RequestBody>,
-        driven: Option<Driven>,
+        drive: Drive,
         is_reused: bool,
         place: OwnedSemaphorePermit,
     ) -> Lease {
         Lease {
             sender,
             is_reused,
-            driven,
+            drive,
             upstream: Rc::clone(self),
             _place: place,
         }

@@ -11,19 +11,19 @@ use super::{Folder, Message, Wire, eventually};
 /// What a proxy is started with. One service for everything, one upstream, one worker; the tests say
 /// what differs.
 #[derive(Debug)]
-pub(crate) struct Setup {
+pub(crate) struct Setup<'s> {
     pub(crate) endpoints: Vec<String>,
-    pub(crate) trusted_proxies: &'static str,
-    pub(crate) upstream: &'static str,
-    pub(crate) services: &'static str,
-    pub(crate) admin: &'static str,
-    pub(crate) rules: &'static str,
+    pub(crate) trusted_proxies: &'s str,
+    pub(crate) upstream: &'s str,
+    pub(crate) services: &'s str,
+    pub(crate) admin: &'s str,
+    pub(crate) rules: &'s str,
     pub(crate) workers: usize,
 }
 
 const EVERYTHING: &str = "services: [{ name: chat, match: [{ path: / }], upstream: chat }]";
 
-impl Setup {
+impl Setup<'_> {
     /// Everything goes to this upstream.
     pub(crate) fn to(endpoint: SocketAddr) -> Self {
         Self {

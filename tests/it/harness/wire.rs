@@ -174,6 +174,12 @@ impl Wire {
         Some(message)
     }
 
+    /// Reads the body of an answer whose head was read.
+    #[track_caller]
+    pub(crate) fn finish(&mut self, answer: &mut Message) {
+        self.body_of(answer, true);
+    }
+
     #[track_caller]
     fn body_of(&mut self, message: &mut Message, ends_with_connection: bool) {
         if message.is_chunked() {
@@ -284,6 +290,11 @@ impl Wire {
     /// Reads without a deadline: for the far ends of connections that tests leave open.
     pub(crate) fn wait_for_ever(&self) {
         self.stream.set_read_timeout(None).expect("a TCP socket");
+    }
+
+    /// Returns a second handle on this connection, to send while this one reads.
+    pub(crate) fn twin(&self) -> Self {
+        Self::over(self.stream.try_clone().expect("a descriptor is left"))
     }
 
     /// Ends the sending direction only.
