@@ -242,6 +242,8 @@ struct UpstreamReply {
     lease: Option<Lease>,
     request: Rc<BodyProgress>,
     patience: Patience,
+    /// How it failed, to be told in the next turn.
+    failed: Option<BodyError>,
 }
 
 impl ReplyBody {
@@ -274,6 +276,7 @@ impl ReplyBody {
             lease: Some(lease),
             request,
             patience: Patience::new(idle_timeout),
+            failed: None,
         };
         if reply.incoming.is_end_stream() {
             reply.end(&observation);
@@ -318,7 +321,8 @@ impl UpstreamReply {
     }
 
     /// Notes that the upstream broke off or stalled, and closes its connection.
-    fn fail(&mut self, observation: &mut Observation) {
+    fn fail(&mut self, error: BodyError, observation: &mut Observation) {
+        self.failed = Some(error);
         if let Some(lease) = self.lease.take() {
             observation.upstream_broke_off(lease.upstream_index());
         }
@@ -362,6 +366,9 @@ impl Body for ReplyBody {
             }
             ReplySource::Upstream(reply) => reply,
         };
+        if let Some(error) = reply.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         match reply.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 reply.patience.progress();
@@ -372,8 +379,10 @@ impl Body for ReplyBody {
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
             }
             Poll::Ready(Some(Err(error))) => {
-                reply.fail(observation);
-                Poll::Ready(Some(Err(BodyError::Broken(error))))
+                reply.fail(BodyError::Broken(error), observation);
+                // First what did arrive is written, head included; an error ends everything.
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Poll::Ready(None) => {
                 reply.end(observation);
@@ -382,8 +391,8 @@ impl Body for ReplyBody {
             Poll::Pending => match reply.patience.poll_exhausted(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => {
-                    reply.fail(observation);
-                    Poll::Ready(Some(Err(BodyError::Stalled(reply.patience.limit))))
+                    reply.fail(BodyError::Stalled(reply.patience.limit), observation);
+                    Poll::Ready(reply.failed.take().map(Err))
                 }
             },
         }

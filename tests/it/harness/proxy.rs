@@ -87,7 +87,6 @@ access_log: access.log
         let detection = settings.detection.spec();
         let running = app::start(Start {
             settings,
-            settings_path: Some(path),
             rules,
             detection,
             listeners: Vec::new(),
