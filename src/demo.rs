@@ -8,6 +8,7 @@
 mod background;
 mod clients;
 mod devices;
+mod machine;
 mod report;
 mod screen;
 mod upstream;
@@ -15,16 +16,14 @@ mod wire;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use anyhow::{Context as _, anyhow};
 use tidegate_engine::detect::{DetectionMode, Event, Happening, IncidentId};
 use tidegate_engine::rules::Rules;
 use tidegate_engine::source::Source;
@@ -55,10 +54,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const OUTCOMES_MAX: usize = 1 << 16;
 /// Events on their way here; an incident has about six.
 const EVENTS_MAX: usize = 256;
-/// Open files that are needed: two for each of 1,300 clients, two for each of as many requests at
-/// the upstreams, and 5,500 for what waits there when nothing stops the loop.
-const OPEN_FILES: u64 = 12_000;
-
 /// How to run it.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -76,13 +71,13 @@ pub struct Options {
 ///
 /// Something that the story needs cannot be had, or the figures cannot be written.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    raise_open_files()?;
-    check_addresses()?;
-    let interrupted = listen_for_interrupt()?;
-    let folder = Folder::create()?;
+    machine::raise_open_files()?;
+    machine::check_addresses()?;
+    let interrupted = machine::listen_for_interrupt()?;
+    let folder = machine::Folder::create()?;
     let upstreams = Upstreams::start().context("start the upstreams")?;
     let (events_in, events) = sync_channel(EVENTS_MAX);
-    let settings = settings(options, &folder.0, &upstreams.addresses)?;
+    let settings = settings(options, folder.path(), &upstreams.addresses)?;
     let detection = settings.detection.spec();
     let proxy = app::start(Start {
         settings,
@@ -95,7 +90,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         .first()
         .context("the proxy listens nowhere")?;
     let screen = Screen::new();
-    introduce(&screen, options, &proxy, address);
+    introduce(options, &proxy, address);
     let began = Instant::now();
     let (outcomes_in, outcomes) = sync_channel(OUTCOMES_MAX);
     let honest =
@@ -118,11 +113,12 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         told: Vec::new(),
         tally: Arc::default(),
         line: Line::default(),
+        line_every: Duration::from_secs(1),
     };
     let held = story.tell();
-    honest.stop();
+    honest.stop().context("run the honest clients")?;
     proxy.drain();
-    upstreams.stop();
+    upstreams.stop().context("run the upstreams")?;
     proxy.join()?;
     held
 }
@@ -146,6 +142,7 @@ struct Story<'a> {
     told: Vec<Outcome>,
     tally: Arc<LoopTally>,
     line: Line,
+    line_every: Duration,
 }
 
 /// What the next line is made of.
@@ -164,9 +161,13 @@ impl Story<'_> {
     fn tell(&mut self) -> anyhow::Result<bool> {
         self.screen.header();
         self.watch_until(LOOP_AT);
+        if self.is_interrupted() {
+            screen::line("\ninterrupted before the loop began");
+            return Ok(false);
+        }
         let looping = self.begin_loop()?;
         self.watch_until(self.timeline.loop_began + LOOP_FOR);
-        looping.stop();
+        looping.stop().context("run the loop")?;
         self.end_loop();
         self.await_release();
         let held = self.summarise()?;
@@ -224,16 +225,14 @@ impl Story<'_> {
         let figures = Figures::of(&self.timeline, &self.told, LoopCount { sent, refused });
         let promises = figures.promises(&looping_source());
         let held = promises.iter().all(|promise| promise.held);
-        self.screen
-            .line("\nWhat Tidegate promises, and what came of it:\n");
+        screen::line("\nWhat Tidegate promises, and what came of it:\n");
         self.screen.promises(&promises);
-        self.screen.line("");
+        screen::line("");
         for remark in figures.remarks() {
-            self.screen.line(&format!("  {remark}"));
+            screen::line(&format!("  {remark}"));
         }
         if self.options.detection == DetectionMode::Off {
-            self.screen
-                .line("\n  Detection was off: this is what happens without it.");
+            screen::line("\n  Detection was off: this is what happens without it.");
         }
         if let Some(path) = &self.options.json {
             let mut json = serde_json::to_string_pretty(&figures)?;
@@ -247,7 +246,7 @@ impl Story<'_> {
     /// Lets the proxy run on with calm traffic, for whoever wants to look at it.
     fn go_on(&mut self) {
         let admin = self.admin;
-        self.screen.line(&format!(
+        screen::line(&format!(
             "\nThe proxy and its honest clients run on until Ctrl-C. Look around:\n\n  \
              curl http://{admin}/api/v1/incidents\n  \
              curl http://{admin}/metrics\n  \
@@ -255,6 +254,7 @@ impl Story<'_> {
             self.proxy,
             SERVICES.first().map_or("/", |service| service.path)
         ));
+        self.line_every = IDLE_LINE_EVERY;
         while !self.is_interrupted() {
             self.look();
             self.told.clear();
@@ -284,12 +284,7 @@ impl Story<'_> {
             self.told.push(outcome);
             self.line.honest.push(outcome);
         }
-        let is_over = self.timeline.loop_ended > Duration::ZERO && self.ruled.is_empty();
-        let every = if is_over && self.began.elapsed() > self.timeline.loop_ended + RELEASE_MAX {
-            IDLE_LINE_EVERY
-        } else {
-            Duration::from_secs(1)
-        };
+        let every = self.line_every;
         let now = self.began.elapsed();
         let due = self.line.due + every;
         if now >= due {
@@ -330,7 +325,7 @@ impl Story<'_> {
     }
 
     fn write_line(&mut self, now: Duration) {
-        let length = now - self.line.since;
+        let length = now.saturating_sub(self.line.since);
         let mut load = [0.0; COUNT];
         let mut waiting = 0;
         let busy_before = self.line.busy.iter_mut().zip(&self.upstreams.loads);
@@ -355,7 +350,7 @@ impl Story<'_> {
     }
 }
 
-fn introduce(screen: &Screen, options: &Options, proxy: &Running, address: SocketAddr) {
+fn introduce(options: &Options, proxy: &Running, address: SocketAddr) {
     let capacities: Vec<String> = SERVICES
         .iter()
         .map(|service| format!("{} {:.0}/s", service.name, service.capacity_per_second()))
@@ -365,7 +360,7 @@ fn introduce(screen: &Screen, options: &Options, proxy: &Running, address: Socke
     } else {
         "Nobody tells Tidegate: it has to\nfind out who it is, stop exactly that, and let it in again when it is over."
     };
-    screen.line(&format!(
+    screen::line(&format!(
         "Tidegate stands in front of three small services ({}). {} honest\n\
          clients of ten apps use them. After {} seconds one version of one SDK inside one of these\n\
          apps begins to ask in an endless loop, on {} phones at a time. {then}\n\n\
@@ -376,6 +371,12 @@ fn introduce(screen: &Screen, options: &Options, proxy: &Running, address: Socke
         clients::LOOPERS,
         proxy.admin_address,
     ));
+    if cfg!(debug_assertions) {
+        screen::line(
+            "\nThis is a debug build, several times slower than a release: its latencies say little.\n\
+             Better: cargo run --release -- demo",
+        );
+    }
 }
 
 /// Returns the source that loops.
@@ -407,81 +408,6 @@ fn settings(
     })
 }
 
-/// A folder for the proxy's state that goes with its owner.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Folder {
-    fn create() -> anyhow::Result<Self> {
-        let name = format!("tidegate-demo-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        // An existing one is an error: it would be somebody else's.
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("create the folder {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left is a few hundred bytes among other temporary files.
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
-
-/// Allows this process as many open files as it needs: most systems give less by default.
-fn raise_open_files() -> anyhow::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= OPEN_FILES) {
-        return Ok(());
-    }
-    if limit.maximum.is_some_and(|maximum| maximum < OPEN_FILES) {
-        bail!(
-            "{OPEN_FILES} open files are needed and {} allowed; as root, `ulimit -Hn {OPEN_FILES}`",
-            limit.maximum.unwrap_or(0)
-        );
-    }
-    let wanted = Rlimit {
-        current: Some(OPEN_FILES),
-        maximum: limit.maximum,
-    };
-    setrlimit(Resource::Nofile, wanted).context("raise the limit of open files")
-}
-
-/// Makes sure that clients can have addresses of their own.
-fn check_addresses() -> anyhow::Result<()> {
-    TcpListener::bind((Ipv4Addr::new(127, 10, 0, 1), 0))
-        .map(drop)
-        .context(
-            "the simulated clients need addresses in 127.0.0.0/8, which Linux has and this system \
-             does not give; run it on Linux or in a container",
-        )
-}
-
-/// Notes Ctrl-C and SIGTERM, so that the summary is still written and the folder removed.
-fn listen_for_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let noted = Arc::clone(&interrupted);
-    Background::start("demo-signals", move || {
-        use tokio::signal::unix::{SignalKind, signal};
-        for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-            let mut signals = signal(kind)?;
-            let noted = Arc::clone(&noted);
-            tokio::task::spawn_local(async move {
-                if signals.recv().await.is_some() {
-                    noted.store(true, Ordering::Relaxed);
-                }
-            });
-        }
-        Ok(())
-    })
-    .context("listen for signals")
-    .map(Background::detach)?;
-    Ok(interrupted)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,7 +431,7 @@ mod tests {
                 .flat_map(|upstream| upstream.endpoints.iter().map(ToString::to_string))
                 .collect();
             assert_eq!(endpoints, ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
-            assert!(settings.detection.warmup < LOOP_AT - CALM_FROM);
+            assert!(CALM_FROM + settings.detection.warmup < LOOP_AT);
         }
     }
 }

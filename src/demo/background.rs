@@ -46,9 +46,15 @@ impl Background {
     }
 
     /// Ends the tasks, wherever they are, and the thread.
-    pub(super) fn stop(self) {
+    ///
+    /// # Errors
+    ///
+    /// The tasks could not begin, or one panicked the thread.
+    pub(super) fn stop(self) -> io::Result<()> {
         // It may have ended by itself.
         self.stop.send(()).unwrap_or(());
-        drop(self.thread.join());
+        self.thread
+            .join()
+            .unwrap_or_else(|_panic| Err(io::Error::other("the thread panicked")))
     }
 }

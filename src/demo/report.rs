@@ -173,38 +173,38 @@ impl Figures {
         };
         vec![
             Promise {
-                promise: "the source is throttled within 3 s",
+                text: "the source is throttled within 3 s",
                 value: seconds(self.throttled_after_s),
                 held: self
                     .throttled_after_s
                     .is_some_and(|s| s <= THROTTLED_WITHIN),
             },
             Promise {
-                promise: "and blocked within 10 s",
+                text: "and blocked within 10 s",
                 value: seconds(self.blocked_after_s),
                 held: self.blocked_after_s.is_some_and(|s| s <= BLOCKED_WITHIN),
             },
             Promise {
-                promise: "it is named exactly, and nobody else",
+                text: "it is named exactly, and nobody else",
                 value: found,
                 held: !self.sources.is_empty() && self.sources.iter().all(|one| one == source),
             },
             Promise {
-                promise: "99.9 % of honest requests succeed",
+                text: "99.9 % of honest requests succeed",
                 value: percent(self.legitimate_success_ratio),
                 held: self
                     .legitimate_success_ratio
                     .is_some_and(|ratio| ratio >= SUCCESS_MIN),
             },
             Promise {
-                promise: "at most 0.1 % of them are refused",
+                text: "at most 0.1 % of them are refused",
                 value: percent(self.legitimate_refused_ratio),
                 held: self
                     .legitimate_refused_ratio
                     .is_some_and(|ratio| ratio <= REFUSED_MAX),
             },
             Promise {
-                promise: "honest p99 at most 1.5 times the calm one",
+                text: "honest p99 at most 1.5 times the calm one",
                 value: text(slowdown, |factor| {
                     let ms = self.legitimate_p99_ms_during.unwrap_or(f64::NAN);
                     let calm = self.legitimate_p99_ms_calm.unwrap_or(f64::NAN);
@@ -213,7 +213,7 @@ impl Figures {
                 held: slowdown.is_some_and(|factor| factor <= P99_FACTOR_MAX),
             },
             Promise {
-                promise: "the rule goes when the loop has ended",
+                text: "the rule goes when the loop has ended",
                 value: text(self.released_after_s, |s| format!("{s:.1} s later")),
                 held: self.released_after_s.is_some(),
             },
@@ -222,10 +222,12 @@ impl Figures {
 
     /// Returns what the honest and the loop met with, in words.
     pub(super) fn remarks(&self) -> Vec<String> {
-        let ms = |value: Option<f64>| text(value, |value| format!("{value:.1} ms"));
+        let ms = |value: Option<f64>| {
+            value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:.1} ms"))
+        };
         vec![
             format!(
-                "honest p99: {} in the calm, {} until there was a rule, {} under it",
+                "honest p99: {} in the calm, {} in the loop without a rule, {} under it",
                 ms(self.legitimate_p99_ms_calm),
                 ms(self.legitimate_p99_ms_before_rule),
                 ms(self.legitimate_p99_ms_during),
@@ -247,7 +249,7 @@ fn text(value: Option<f64>, write: impl FnOnce(f64) -> String) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Promise {
     /// What was promised.
-    pub(super) promise: &'static str,
+    pub(super) text: &'static str,
     /// What came of it.
     pub(super) value: String,
     /// Whether that is as promised.

@@ -45,17 +45,17 @@ pub(super) struct Second<'a> {
     pub(super) waiting: u64,
 }
 
+/// Writes a line. A reader that went away (`| head`) is no error of ours.
+pub(super) fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
 impl Screen {
     /// Looks at what standard output is. `NO_COLOR` is respected.
     pub(super) fn new() -> Self {
         let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         Self { coloured }
-    }
-
-    /// Writes a line. A reader that went away (`| head`) is no error of ours.
-    pub(super) fn line(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        drop(writeln!(out, "{text}").and_then(|()| out.flush()));
     }
 
     fn paint(&self, colour: Colour, text: &str) -> String {
@@ -73,12 +73,12 @@ impl Screen {
 
     /// Writes the header of the lines that follow.
     pub(super) fn header(&self) {
-        self.line("");
+        line("");
         for text in [
             "            honest clients           the loop              load of the services",
             "   time    done succeed     p99    sent/s refused    chat    kb login  waiting",
         ] {
-            self.line(&self.paint(Colour::Faint, text));
+            line(&self.paint(Colour::Faint, text));
         }
     }
 
@@ -122,7 +122,7 @@ impl Screen {
             self.paint(colour, &format!("{percent:>3.0} %"))
         });
         let at = second.at.as_secs_f64();
-        self.line(&format!(
+        line(&format!(
             "{at:>5.0} s {honest} {bad}   {} {:>8}",
             load.join(" "),
             second.waiting
@@ -154,7 +154,7 @@ impl Screen {
     /// Writes that something happened, in the middle of the lines.
     pub(super) fn happening(&self, at: Duration, colour: Colour, what: &str, words: &str) {
         let what = self.paint(colour, &format!("{what:<9}"));
-        self.line(&format!("{:>7.1} s >> {what} {words}", at.as_secs_f64()));
+        line(&format!("{:>7.1} s >> {what} {words}", at.as_secs_f64()));
     }
 
     /// Writes an event of the detector.
@@ -180,10 +180,7 @@ impl Screen {
             } else {
                 self.paint(Colour::Bad, "MISSED")
             };
-            self.line(&format!(
-                "  {held}  {:<42} {}",
-                promise.promise, promise.value
-            ));
+            line(&format!("  {held}  {:<42} {}", promise.text, promise.value));
         }
     }
 }

@@ -142,8 +142,12 @@ impl Upstreams {
     }
 
     /// Ends them.
-    pub(super) fn stop(self) {
-        self.thread.stop();
+    ///
+    /// # Errors
+    ///
+    /// They could not run.
+    pub(super) fn stop(self) -> io::Result<()> {
+        self.thread.stop()
     }
 }
 

@@ -54,10 +54,10 @@ impl Connection {
             if self.stream.read_buf(&mut self.bytes).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if let Some((answer, length)) = parse(&self.bytes)? {
-                if self.bytes.len() >= length {
-                    return Ok(answer);
-                }
+            if let Some((answer, length)) = parse(&self.bytes)?
+                && self.bytes.len() >= length
+            {
+                return Ok(answer);
             }
             if self.bytes.len() > ANSWER_BYTES_MAX {
                 return Err(io::ErrorKind::InvalidData.into());
