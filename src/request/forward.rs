@@ -57,7 +57,12 @@ async fn exchange(
     progress: &Rc<BodyProgress>,
     retried: impl FnOnce(),
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
-    let mut lease = upstream.connection(false).await?;
+    // What is seldom done is kept out of this future, which is as large as its largest part and is
+    // moved for every request.
+    let mut lease = match upstream.idle_connection() {
+        Some(lease) => lease,
+        None => Box::pin(upstream.connection(false)).await?,
+    };
     let may_repeat = lease.is_reused
         && matches!(request.body(), RequestBody::Empty)
         && request.method().is_idempotent();
@@ -74,11 +79,14 @@ async fn exchange(
         _ => return Err(failed.error),
     };
     retried();
-    let mut lease = upstream.connection(true).await?;
-    match send(upstream, &mut lease, again, progress).await {
-        Ok(response) => Ok((response, lease)),
-        Err(failed) => Err(failed.error),
-    }
+    Box::pin(async move {
+        let mut lease = upstream.connection(true).await?;
+        match send(upstream, &mut lease, again, progress).await {
+            Ok(response) => Ok((response, lease)),
+            Err(failed) => Err(failed.error),
+        }
+    })
+    .await
 }
 
 struct Failed {

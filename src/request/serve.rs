@@ -92,7 +92,7 @@ impl Worker {
                     }
                     NoDecision::NoService => Refuse::unmatched(&id, observation),
                 };
-                return Ok(self.make_room(request, response, &connection).await);
+                return Ok(self.answer(request, response, &connection).await);
             }
         };
         let Decided {
@@ -109,16 +109,16 @@ impl Worker {
             Verdict::Forward | Verdict::Allow { .. } => {
                 observation.outcome = "shed";
                 let response = self.refuse.shed(&id, observation);
-                Ok(self.make_room(request, response, &connection).await)
+                Ok(self.answer(request, response, &connection).await)
             }
             Verdict::Drop { .. } => Err(dropped(&observation)),
-            Verdict::Tarpit { .. } => Err(self.tarpit(observation).await),
+            Verdict::Tarpit { .. } => Err(Box::pin(self.tarpit(observation)).await),
             refusal => {
                 let now = self.clock.now();
                 let response = self
                     .refuse
                     .verdict(&refusal, instance, &id, observation, now);
-                Ok(self.make_room(request, response, &connection).await)
+                Ok(self.answer(request, response, &connection).await)
             }
         }
     }
@@ -270,6 +270,19 @@ impl Worker {
         }
     }
 
+    /// Sends a refusal. Most requests have no body that would be in its way.
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        response: Response<ReplyBody>,
+        connection: &Connection,
+    ) -> Response<ReplyBody> {
+        if request.body().is_end_stream() {
+            return response;
+        }
+        Box::pin(self.make_room(request, response, connection)).await
+    }
+
     /// Makes sure that a client which is still sending a body gets to read its refusal: a small body
     /// is read first, a large one is cut off and the connection closed with care.
     async fn make_room(
@@ -278,9 +291,6 @@ impl Worker {
         mut response: Response<ReplyBody>,
         connection: &Connection,
     ) -> Response<ReplyBody> {
-        if request.body().is_end_stream() {
-            return response;
-        }
         let expects_to_be_asked = request.headers().contains_key(http::header::EXPECT);
         let is_small = request.headers().contains_key(CONTENT_LENGTH)
             && request

@@ -227,36 +227,46 @@ impl Upstream {
         })
     }
 
-    /// Returns a connection: the one that was used last, or a new one.
+    /// Returns the connection that was used last, where one is free at once. It is the least likely to
+    /// have been closed meanwhile.
+    pub(crate) fn idle_connection(self: &Rc<Self>) -> Option<Lease> {
+        let place = Arc::clone(&self.in_use).try_acquire_owned().ok()?;
+        self.take_idle()
+            .map(|(sender, drive)| self.lease(sender, drive, true, place))
+    }
+
+    /// Returns a connection: an idle one that became free while waiting for a place, or a new one;
+    /// always a new one where `fresh` is asked for.
     pub(crate) async fn connection(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamError> {
-        let free = Arc::clone(&self.in_use).try_acquire_owned().ok();
-        let (place, deadline) = if let Some(place) = free {
-            (place, None)
-        } else {
-            let deadline = Instant::now() + self.spec.connect_timeout;
-            (self.place(deadline).await?, Some(deadline))
-        };
-        if !fresh {
-            // The last one used is the least likely to have been closed meanwhile.
-            while let Some(mut idle) = self.pop_idle() {
-                if idle.has_ended() {
-                    continue;
-                }
-                let Idle {
-                    mut sender, drive, ..
-                } = idle;
-                let by_itself = matches!(drive, Drive::ByItself(_));
-                if sender.is_ready() || (by_itself && sender.ready().await.is_ok()) {
-                    return Ok(self.lease(sender, drive, true, place));
-                }
-            }
+        let deadline = Instant::now() + self.spec.connect_timeout;
+        let place = self.place(deadline).await?;
+        if !fresh && let Some((sender, drive)) = self.take_idle() {
+            return Ok(self.lease(sender, drive, true, place));
         }
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + self.spec.connect_timeout);
         let (sender, driven) = match timeout_at(deadline, self.connect()).await {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
         Ok(self.lease(sender, Drive::InPlace(driven), false, place))
+    }
+
+    fn take_idle(&self) -> Option<(SendRequest<RequestBody>, Drive)> {
+        let mut busy = Vec::new();
+        let found = loop {
+            let Some(mut idle) = self.pop_idle() else {
+                break None;
+            };
+            if idle.has_ended() {
+                continue;
+            }
+            if idle.sender.is_ready() {
+                break Some((idle.sender, idle.drive));
+            }
+            // Driven by a task that has not come round to it yet.
+            busy.push(idle);
+        };
+        self.idle.borrow_mut().extend(busy);
+        found
     }
 
     fn lease(
@@ -289,6 +299,9 @@ impl Upstream {
 
     /// Waits for the right to use a connection.
     async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        if let Ok(place) = Arc::clone(&self.in_use).try_acquire_owned() {
+            return Ok(place);
+        }
         let waiter = Waiter::join(&self.waiting).ok_or(UpstreamError::ConnectionLimit)?;
         let place = timeout_at(deadline, Arc::clone(&self.in_use).acquire_owned()).await;
         drop(waiter);
