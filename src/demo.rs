@@ -30,6 +30,7 @@ use tidegate_engine::source::Source;
 
 use self::background::Background;
 use self::clients::LoopTally;
+use self::machine::ProcessorTime;
 use self::report::{Figures, LoopCount, Outcome, Timeline};
 use self::screen::{Colour, Screen, Second};
 use self::upstream::{COUNT, SERVICES, Upstreams};
@@ -48,6 +49,9 @@ const RELEASE_MAX: Duration = Duration::from_secs(40);
 const AFTERWARDS: Duration = Duration::from_secs(3);
 /// How often a line is written once the story is over and the proxy goes on.
 const IDLE_LINE_EVERY: Duration = Duration::from_secs(10);
+/// From which share of the processors on other programs make the latencies noisy. It is told, and
+/// excuses nothing.
+const OTHERS_NOISY: f64 = 0.3;
 /// How often the clock is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Outcomes on their way to the report: 160 s of them, which are read within 20 ms.
@@ -114,6 +118,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         tally: Arc::default(),
         line: Line::default(),
         line_every: Duration::from_secs(1),
+        processors: None,
     };
     let held = story.tell();
     honest.stop().context("run the honest clients")?;
@@ -143,6 +148,8 @@ struct Story<'a> {
     tally: Arc<LoopTally>,
     line: Line,
     line_every: Duration,
+    /// Shares of the processors that this process and others used while the loop ran.
+    processors: Option<(f64, f64)>,
 }
 
 /// What the next line is made of.
@@ -166,7 +173,10 @@ impl Story<'_> {
             return Ok(false);
         }
         let looping = self.begin_loop()?;
+        let before = ProcessorTime::now();
         self.watch_until(self.timeline.loop_began + LOOP_FOR);
+        let after = ProcessorTime::now();
+        self.processors = after.zip(before).map(|(now, then)| now.shares_since(then));
         looping.stop().context("run the loop")?;
         self.end_loop();
         self.await_release();
@@ -230,6 +240,18 @@ impl Story<'_> {
         screen::line("");
         for remark in figures.remarks() {
             screen::line(&format!("  {remark}"));
+        }
+        if let Some((ours, others)) = self.processors {
+            let noisy = if others > OTHERS_NOISY {
+                "; with so much else to do, latencies say little"
+            } else {
+                ""
+            };
+            screen::line(&format!(
+                "  processors in the loop: {:.0} % used by all this, {:.0} % by other programs{noisy}",
+                100.0 * ours,
+                100.0 * others
+            ));
         }
         if self.options.detection == DetectionMode::Off {
             screen::line("\n  Detection was off: this is what happens without it.");

@@ -100,3 +100,72 @@ pub(super) fn listen_for_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     .map(Background::detach)?;
     Ok(interrupted)
 }
+
+/// How much processor time was spent since the start of the machine and of this process, in ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProcessorTime {
+    total: u64,
+    idle: u64,
+    own: u64,
+}
+
+impl ProcessorTime {
+    /// Reads it; `None` where the system does not say.
+    pub(super) fn now() -> Option<Self> {
+        let machine = fs::read_to_string("/proc/stat").ok()?;
+        let own = fs::read_to_string("/proc/self/stat").ok()?;
+        Self::parse(&machine, &own)
+    }
+
+    /// Understands `/proc/stat` and `/proc/self/stat` as proc(5) describes them.
+    fn parse(machine: &str, own: &str) -> Option<Self> {
+        let fields = machine.lines().next()?.strip_prefix("cpu ")?;
+        // user nice system idle iowait irq softirq steal; what follows is part of the first two.
+        let ticks: Vec<u64> = fields
+            .split_whitespace()
+            .take(8)
+            .map_while(|field| field.parse().ok())
+            .collect();
+        // After the name, which may contain anything: state is the 3rd field, utime and stime the
+        // 14th and 15th.
+        let (_name, fields) = own.rsplit_once(')')?;
+        let own = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map_while(|field| field.parse::<u64>().ok());
+        Some(Self {
+            total: ticks.iter().sum(),
+            idle: ticks.get(3)? + ticks.get(4)?,
+            own: own.sum(),
+        })
+    }
+
+    /// Returns the shares of the machine's processors that this process and everybody else used
+    /// since then.
+    pub(super) fn shares_since(self, then: Self) -> (f64, f64) {
+        let total = self.total.saturating_sub(then.total).max(1) as f64;
+        let own = self.own.saturating_sub(then.own) as f64 / total;
+        let idle = self.idle.saturating_sub(then.idle) as f64 / total;
+        (own, (1.0 - own - idle).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_split_into_ours_idle_and_others() {
+        let own = |utime: u32| {
+            format!("77 (a (strange) name) S 1 2 3 4 5 6 7 8 9 10 {utime} 50 0 0 20 0 9")
+        };
+        let then = "cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3\n";
+        let then = ProcessorTime::parse(then, &own(50)).unwrap();
+        let now = "cpu  150 0 110 720 110 0 10 0 0 0\ncpu0 1 2 3\n";
+        let now = ProcessorTime::parse(now, &own(75)).unwrap();
+        let (ours, others) = now.shares_since(then);
+        assert!((ours - 0.25).abs() < 1e-9, "{ours}");
+        assert!((others - 0.45).abs() < 1e-9, "{others}");
+    }
+}
