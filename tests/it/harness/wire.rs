@@ -55,10 +55,11 @@ impl Wire {
         sent
     }
 
-    /// Makes the kernel hold little of what this end has not read.
+    /// Makes the kernel hold little of what this end has not read; less than a few segments of
+    /// loopback (64 KiB), and TCP itself would crawl.
     pub(crate) fn with_small_window(self) -> Self {
         SockRef::from(&self.stream)
-            .set_recv_buffer_size(16 * 1024)
+            .set_recv_buffer_size(256 * 1024)
             .expect("a TCP socket");
         self
     }
