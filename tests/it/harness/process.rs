@@ -59,7 +59,10 @@ impl Process {
         let line = log.lines().find(|line| line.contains(message));
         let line: serde_json::Value =
             serde_json::from_str(line.expect("it was waited for")).expect("JSON lines");
-        let address = line["address"].as_str().expect("an address");
+        let address = line
+            .pointer("/address")
+            .and_then(|it| it.as_str())
+            .expect("an address");
         address.parse().expect("an address")
     }
 
@@ -98,9 +101,9 @@ impl Process {
         Wire::connect(self.address)
     }
 
-    /// Returns the value of one series, 0 where there is none.
+    /// Returns the value of one series that counts, 0 where there is none.
     #[track_caller]
-    pub(crate) fn metric(&self, series: &str) -> f64 {
+    pub(crate) fn metric(&self, series: &str) -> u64 {
         let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         let text = Wire::connect(self.admin).exchange(request).text();
         super::proxy::value_of(&text, series)

@@ -132,15 +132,15 @@ impl Proxy {
         Wire::connect(self.running.admin_address).exchange(text)
     }
 
-    /// Returns the value of one series, 0 where there is none.
+    /// Returns the value of one series that counts, 0 where there is none.
     #[track_caller]
-    pub(crate) fn metric(&self, series: &str) -> f64 {
+    pub(crate) fn metric(&self, series: &str) -> u64 {
         value_of(&self.admin("/metrics").text(), series)
     }
 
     /// Waits until a series has at least this value.
     #[track_caller]
-    pub(crate) fn metric_reaches(&self, series: &str, value: f64) {
+    pub(crate) fn metric_reaches(&self, series: &str, value: u64) {
         eventually(series, || self.metric(series) >= value);
     }
 
@@ -164,10 +164,10 @@ impl Drop for Proxy {
     }
 }
 
-/// Returns the value of one series in a text of metrics, 0 where there is none.
-pub(super) fn value_of(text: &str, series: &str) -> f64 {
+/// Returns the value of one series that counts in a text of metrics, 0 where there is none.
+pub(super) fn value_of(text: &str, series: &str) -> u64 {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.map_or(0.0, |value| value.parse().expect("a number"))
+    line.map_or(0, |value| value.parse().expect("a whole number"))
 }

@@ -67,7 +67,7 @@ impl Wire {
     /// Reads what is there into the buffer; returns whether there was anything before the end.
     #[track_caller]
     fn fill(&mut self) -> bool {
-        let mut piece = [0; 64 * 1024];
+        let mut piece = vec![0; 64 * 1024];
         loop {
             match self.stream.read(&mut piece) {
                 Ok(0) => return false,
