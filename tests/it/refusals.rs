@@ -208,6 +208,27 @@ rules: [{ name: no-acme, when: { app: acme }, action: block }]",
 }
 
 #[test]
+fn a_refused_upload_may_be_sent_to_its_end() {
+    let upstream = Upstream::recording();
+    let proxy = Setup {
+        rules: "rules: [{ name: no-acme, when: { app: acme }, action: block }]",
+        ..Setup::to(upstream.address)
+    }
+    .start();
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\nContent-Length: 250000\r\n\r\n");
+    client.send(vec![b'a'; 200_000]);
+    assert_eq!(client.response().status(), 403);
+    // Many clients look for the answer only after their last byte, and a reset before it would be
+    // all that they see.
+    for _ in 0..50 {
+        assert!(client.is_taken(&[b'a'; 1000]), "the upload was reset");
+    }
+    client.half_close();
+    assert!(client.ends_cleanly(), "the connection was reset");
+}
+
+#[test]
 fn a_refused_small_upload_keeps_its_connection() {
     let upstream = Upstream::recording();
     let proxy = Setup {

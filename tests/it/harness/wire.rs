@@ -37,6 +37,11 @@ impl Wire {
         drop(self.stream.write_all(bytes.as_ref()));
     }
 
+    /// Sends bytes; returns whether the connection took them.
+    pub(crate) fn is_taken(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
     /// Sends until the other end takes no more for `quiet`; returns how much it took.
     pub(crate) fn send_until_stuck(&mut self, bytes: &[u8], quiet: Duration) -> usize {
         self.stream
@@ -253,6 +258,11 @@ impl Wire {
             "bytes before the end: {:?}",
             String::from_utf8_lossy(&rest)
         );
+    }
+
+    /// Waits for the end of the connection; returns whether it was closed and not reset.
+    pub(crate) fn ends_cleanly(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0; 1024]), Ok(0))
     }
 
     /// Fails the test when anything, or the end, comes within `quiet`.
