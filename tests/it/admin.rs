@@ -120,7 +120,7 @@ rules: [{ name: no-one, when: { app: nobody }, action: block }]",
     assert_eq!(proxy.ask(GET).status(), 200);
     proxy.metric_reaches(
         "tidegate_requests_total{service=\"chat\",verdict=\"forward\"}",
-        1.0,
+        1,
     );
     let text = proxy.admin("/metrics").text();
     for series in [
@@ -149,6 +149,7 @@ rules: [{ name: no-one, when: { app: nobody }, action: block }]",
 }
 
 /// Has promtool look at the metrics, where it is installed.
+#[expect(clippy::print_stdout, reason = "a test that was left out says so")]
 fn lint(text: &str) {
     let spawned = Command::new("promtool")
         .args(["check", "metrics"])
@@ -160,10 +161,10 @@ fn lint(text: &str) {
         println!("skipped: promtool is missing (apt-get install -y prometheus)");
         return;
     };
-    let mut input = promtool.stdin.take().unwrap();
-    input.write_all(text.as_bytes()).unwrap();
+    let mut input = promtool.stdin.take().expect("promtool runs");
+    input.write_all(text.as_bytes()).expect("promtool runs");
     drop(input);
-    let output = promtool.wait_with_output().unwrap();
+    let output = promtool.wait_with_output().expect("promtool runs");
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert!(output.status.success(), "{said}");
@@ -237,7 +238,7 @@ fn a_secret_is_shown_nowhere() {
     let refused = proxy.ask(request);
     assert_eq!(refused.status(), 429, "the secret tells devices apart");
     let mut shown = format!("{refused:?}{}", refused.text());
-    proxy.metric_reaches("tidegate_limit_refusals_total{limit=\"per-device\"}", 1.0);
+    proxy.metric_reaches("tidegate_limit_refusals_total{limit=\"per-device\"}", 1);
     for path in [
         "/metrics",
         "/api/v1/status",

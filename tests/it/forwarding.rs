@@ -164,11 +164,11 @@ fn a_download_waits_for_a_client_that_does_not_read() {
 
 #[test]
 fn trailers_pass_both_ways_but_not_those_that_pose_as_headers() {
+    const CHUNKS: &str = "3\r\nabc\r\n0\r\nX-Sum: 1\r\nAuthorization: x\r\nX-Forwarded-For: 192.0.2.1\r\nHost: b\r\nContent-Length: 9\r\n\r\n";
+    const NAMES: &str = "Trailer: X-Sum, Authorization, X-Forwarded-For, Host, Content-Length\r\n";
     let upstream = Upstream::new();
     let proxy = Proxy::to(upstream.address);
     let mut client = proxy.client();
-    const CHUNKS: &str = "3\r\nabc\r\n0\r\nX-Sum: 1\r\nAuthorization: x\r\nX-Forwarded-For: 192.0.2.1\r\nHost: b\r\nContent-Length: 9\r\n\r\n";
-    const NAMES: &str = "Trailer: X-Sum, Authorization, X-Forwarded-For, Host, Content-Length\r\n";
     client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n{NAMES}\r\n{CHUNKS}"));
     let mut wire = upstream.accept();
     let request = wire.request();

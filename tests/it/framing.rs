@@ -1,7 +1,7 @@
 //! Where one request ends and the next begins: whatever a client writes, the upstream sees what the
 //! proxy saw, or nothing.
 
-use super::harness::{Proxy, Upstream, eventually};
+use super::harness::{Message, Proxy, Upstream, eventually};
 
 /// What must become of the bytes of one client, `GET /after` at their end.
 #[derive(Clone, Copy, Debug)]
@@ -394,7 +394,7 @@ fn half_a_head_is_nothing() {
     client.rest();
     upstream.expect_untouched();
     eventually("no connection is left", || {
-        proxy.metric("tidegate_connections") == 0.0
+        proxy.metric("tidegate_connections") == 0
     });
 }
 
@@ -426,6 +426,6 @@ fn a_get_with_a_chunked_body_reaches_the_upstream_with_it() {
         "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     assert_eq!(client.exchange(request).status(), 200);
     assert_eq!(client.exchange(request).status(), 200);
-    let bodies: Vec<String> = upstream.take().iter().map(|seen| seen.text()).collect();
+    let bodies: Vec<String> = upstream.take().iter().map(Message::text).collect();
     assert_eq!(bodies, ["abc", "abc"]);
 }

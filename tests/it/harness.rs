@@ -3,6 +3,7 @@
 //! Everything blocks, and everything that waits has a deadline: a test that would hang fails.
 
 mod message;
+mod process;
 mod proxy;
 mod upstream;
 mod wire;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use message::Message;
+pub(crate) use process::{Process, tidegate};
 pub(crate) use proxy::{Proxy, Setup};
 pub(crate) use upstream::{Recorder, Upstream};
 pub(crate) use wire::Wire;

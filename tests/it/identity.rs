@@ -6,8 +6,8 @@ const BLOCK_APP: &str = "rules: [{ name: no-acme, when: { app: acme }, action: b
 
 fn blocking(upstream: &Recorder, rules: &'static str, trusted_proxies: &'static str) -> Proxy {
     Setup {
-        rules,
         trusted_proxies,
+        rules,
         ..Setup::to(upstream.address)
     }
     .start()
@@ -81,7 +81,7 @@ fn an_alias_with_an_underscore_never_reaches_the_upstream() {
         let is_acme = seen[0].headers.iter().any(|(_, value)| value == "acme");
         assert!(!is_acme, "{fields}: {seen:?}");
     }
-    proxy.metric_reaches("tidegate_headers_dropped_total", 3.0);
+    proxy.metric_reaches("tidegate_headers_dropped_total", 3);
 }
 
 #[test]

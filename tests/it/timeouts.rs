@@ -27,7 +27,7 @@ fn drip(client: Wire, bytes: &'static [u8]) -> (Duration, String) {
     });
     let ended = until_closed(client);
     drop(closed);
-    dripping.join().unwrap();
+    dripping.join().expect("sending never panics");
     ended
 }
 
@@ -77,8 +77,8 @@ fn slow_clients_are_told_so_and_closed_at_their_deadlines() {
     }
     proxy.metric_reaches(
         "tidegate_client_errors_total{error=\"first_byte_timeout\"}",
-        1.0,
+        1,
     );
-    proxy.metric_reaches("tidegate_client_errors_total{error=\"head_timeout\"}", 4.0);
+    proxy.metric_reaches("tidegate_client_errors_total{error=\"head_timeout\"}", 4);
     assert_eq!(upstream.take().len(), 1, "the one whole request");
 }

@@ -69,6 +69,22 @@ impl Message {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// Fails the test unless this is a problem document with this status and code.
+    #[track_caller]
+    pub(crate) fn expect_problem(&self, status: u16, code: &str) {
+        assert_eq!(self.status(), status, "{self:?}");
+        let kind = self.header("content-type");
+        assert_eq!(kind, Some("application/problem+json"));
+        let problem = self.json();
+        let at = |pointer: &str| problem.pointer(pointer).cloned().unwrap_or_default();
+        assert_eq!(at("/status"), status);
+        assert_eq!(at("/errors/0/code"), code);
+        assert_eq!(at("/instance").as_str(), self.header("x-request-id"));
+        for member in ["/type", "/title", "/detail"] {
+            assert!(at(member).is_string(), "{member}: {problem}");
+        }
+    }
+
     pub(super) fn is_chunked(&self) -> bool {
         self.header("transfer-encoding") == Some("chunked")
     }

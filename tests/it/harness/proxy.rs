@@ -69,7 +69,9 @@ access_log: access.log
 "
         );
         folder.write("tidegate.yaml", &settings);
-        folder.write("rules/rules.yaml", rules);
+        if !rules.is_empty() {
+            folder.write("rules/rules.yaml", rules);
+        }
     }
 
     /// Starts the proxy.
@@ -77,9 +79,6 @@ access_log: access.log
     pub(crate) fn start(self) -> Proxy {
         let folder = Folder::new();
         self.write(&folder);
-        if self.rules.is_empty() {
-            std::fs::remove_file(folder.path().join("rules/rules.yaml")).expect("just written");
-        }
         let path = folder.path().join("tidegate.yaml");
         let settings = load_settings(&path).unwrap_or_else(|problems| panic!("{problems}"));
         let rules = load_rules(&settings, SystemTime::now())
@@ -132,19 +131,15 @@ impl Proxy {
         Wire::connect(self.running.admin_address).exchange(text)
     }
 
-    /// Returns the value of one series, 0 where there is none.
+    /// Returns the value of one series that counts, 0 where there is none.
     #[track_caller]
-    pub(crate) fn metric(&self, series: &str) -> f64 {
-        let text = self.admin("/metrics").text();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().expect("a number"))
+    pub(crate) fn metric(&self, series: &str) -> u64 {
+        value_of(&self.admin("/metrics").text(), series)
     }
 
     /// Waits until a series has at least this value.
     #[track_caller]
-    pub(crate) fn metric_reaches(&self, series: &str, value: f64) {
+    pub(crate) fn metric_reaches(&self, series: &str, value: u64) {
         eventually(series, || self.metric(series) >= value);
     }
 
@@ -166,4 +161,12 @@ impl Drop for Proxy {
         // The threads end by themselves; nobody waits for connections that a test left open.
         self.running.drain();
     }
+}
+
+/// Returns the value of one series that counts in a text of metrics, 0 where there is none.
+pub(super) fn value_of(text: &str, series: &str) -> u64 {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().expect("a whole number"))
 }

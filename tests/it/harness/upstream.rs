@@ -46,7 +46,7 @@ impl Upstream {
     pub(crate) fn accept(&self) -> Wire {
         match self.connections.recv_timeout(PATIENCE) {
             Ok(wire) => wire,
-            Err(_) => panic!("the proxy did not connect within {PATIENCE:?}"),
+            Err(error) => panic!("{error}: the proxy did not connect within {PATIENCE:?}"),
         }
     }
 

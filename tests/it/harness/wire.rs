@@ -37,6 +37,11 @@ impl Wire {
         drop(self.stream.write_all(bytes.as_ref()));
     }
 
+    /// Sends bytes; returns whether the connection took them.
+    pub(crate) fn is_taken(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
     /// Sends until the other end takes no more for `quiet`; returns how much it took.
     pub(crate) fn send_until_stuck(&mut self, bytes: &[u8], quiet: Duration) -> usize {
         self.stream
@@ -55,10 +60,11 @@ impl Wire {
         sent
     }
 
-    /// Makes the kernel hold little of what this end has not read.
+    /// Makes the kernel hold little of what this end has not read; less than a few segments of
+    /// loopback (64 KiB), and TCP itself would crawl.
     pub(crate) fn with_small_window(self) -> Self {
         SockRef::from(&self.stream)
-            .set_recv_buffer_size(16 * 1024)
+            .set_recv_buffer_size(256 * 1024)
             .expect("a TCP socket");
         self
     }
@@ -66,7 +72,7 @@ impl Wire {
     /// Reads what is there into the buffer; returns whether there was anything before the end.
     #[track_caller]
     fn fill(&mut self) -> bool {
-        let mut piece = [0; 64 * 1024];
+        let mut piece = vec![0; 64 * 1024];
         loop {
             match self.stream.read(&mut piece) {
                 Ok(0) => return false,
@@ -252,6 +258,11 @@ impl Wire {
             "bytes before the end: {:?}",
             String::from_utf8_lossy(&rest)
         );
+    }
+
+    /// Waits for the end of the connection; returns whether it was closed and not reset.
+    pub(crate) fn ends_cleanly(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0; 1024]), Ok(0))
     }
 
     /// Fails the test when anything, or the end, comes within `quiet`.
