@@ -52,10 +52,6 @@ pub(super) fn run(config: &Path) -> ExitCode {
 
 /// Waits for signals until the proxy is drained. A second signal ends the process at once.
 fn serve(running: Running) -> anyhow::Result<()> {
-    for address in &running.addresses {
-        tracing::info!(%address, "serving");
-    }
-    tracing::info!(address = %running.admin_address, "admin API and metrics");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -69,6 +65,12 @@ async fn until_drained(running: Running) -> anyhow::Result<()> {
     let mut reload = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    // Said only now: whoever waits for these lines may send a signal at once, and until it is
+    // listened for, SIGHUP ends the process.
+    for address in &running.addresses {
+        tracing::info!(%address, "serving");
+    }
+    tracing::info!(address = %running.admin_address, "admin API and metrics");
     loop {
         tokio::select! {
             _ = reload.recv() => running.reload(),
