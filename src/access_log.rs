@@ -145,6 +145,13 @@ impl AccessLog {
     }
 }
 
+/// Requests that the end of a drain cuts off write their lines when their worker is gone.
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,7 +39,7 @@ fn every_broken_file_says_what_is_wrong_and_how_to_write_it() {
     assert!(names.len() >= 45, "{} broken files", names.len());
     for name in &names {
         let report = check_broken(name);
-        assert!(report.problems.len() >= 1, "{name} has no problem");
+        assert!(!report.problems.is_empty(), "{name} has no problem");
         assert_eq!(report.exit_code(), EXIT_CONFIG, "{name}");
         for problem in report.problems.iter() {
             let text = problem.to_string();

@@ -235,7 +235,8 @@ fn word(error: &hyper::Error, state: &ConnectionState) -> &'static str {
         match state.phase() {
             Phase::FirstByte => "first_byte_timeout",
             Phase::Head => "head_timeout",
-            Phase::Serving | Phase::Idle => "keep_alive_timeout",
+            Phase::Serving => "write_timeout",
+            Phase::Idle => "keep_alive_timeout",
         }
     } else if error.is_parse_too_large() {
         "head_too_large"

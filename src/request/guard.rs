@@ -1,8 +1,8 @@
-//! Deadlines of a client connection while no request is being served on it.
+//! Deadlines of a client connection.
 //!
 //! hyper's own head timeout covers neither the first byte nor the answer that a slow client gets, so
 //! it is off and this stream keeps the time: 5 s to the first byte, 10 s for a head, 75 s between
-//! requests. Resetting a deadline is one store; the timer is armed again only when it fires early.
+//! requests, and 30 s in which a client takes nothing of its answer. Resetting a deadline is one store; the timer is armed again only when it fires early.
 //!
 //! Closing is done with care here, too: a refusal that was written while the client still sends would
 //! be lost in the reset of a plain close.
@@ -26,6 +26,9 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// The longest request head; more is answered 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
 
+/// How long a client may take none of the bytes that are ready for it. Without an end, a few hundred
+/// clients that do not read would hold all connections to an upstream.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of an unread body is thrown away so that its sender can read the refusal.
 const LINGER_BYTES: u64 = 256 * 1024;
 /// How long that may take.
@@ -60,8 +63,6 @@ pub(crate) struct ConnectionState {
     pub(crate) linger: Cell<bool>,
     /// Whether a deadline of this connection has passed.
     pub(crate) timed_out: Cell<bool>,
-    /// Whether the connection must be closed without an answer.
-    pub(crate) abort: Cell<bool>,
 }
 
 impl ConnectionState {
@@ -74,7 +75,6 @@ impl ConnectionState {
             head: RefCell::new(Vec::new()),
             linger: Cell::new(false),
             timed_out: Cell::new(false),
-            abort: Cell::new(false),
         })
     }
 
@@ -135,6 +135,8 @@ pub(crate) struct Guard<S> {
     stream: S,
     state: Rc<ConnectionState>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client takes nothing.
+    write_timer: Option<Pin<Box<Sleep>>>,
     lingered_bytes: u64,
     has_shut_down: bool,
 }
@@ -146,6 +148,7 @@ impl<S> Guard<S> {
             stream,
             state,
             timer: None,
+            write_timer: None,
             lingered_bytes: 0,
             has_shut_down: false,
         }
@@ -211,9 +214,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.state.abort.get() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
         let before = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => {
@@ -232,16 +232,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<S> {
     }
 }
 
+impl<S> Guard<S> {
+    /// Takes how a write went: one that waits may do so for [`WRITE_TIMEOUT`].
+    fn written(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.write_timer = None;
+            return result;
+        }
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + WRITE_TIMEOUT)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.state.abort.get() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, result)
     }
 
     fn poll_write_vectored(
@@ -249,10 +266,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.state.abort.get() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.written(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
