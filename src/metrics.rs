@@ -88,7 +88,7 @@ pub struct Metrics {
     pub rules: IntGaugeVec,
     /// Whether an incident is under way (number of open incidents).
     pub incident_active: IntGauge,
-    /// From the alarm to the first rule.
+    /// From the start of a surge to the first rule.
     pub incident_time_to_rule_seconds: Histogram,
     /// Unix time of the policy in force.
     pub policy_published_timestamp_seconds: Gauge,
@@ -241,7 +241,7 @@ impl Metrics {
             incident_active: gauge("tidegate_incident_active", "Incidents under way."),
             incident_time_to_rule_seconds: histogram(
                 "tidegate_incident_time_to_rule_seconds",
-                "Seconds from the alarm to the first rule of an incident.",
+                "Seconds from the start of a surge to the first rule of its incident.",
                 &[0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0],
             ),
             policy_published_timestamp_seconds: real(
