@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
@@ -45,6 +45,8 @@ pub(crate) async fn forward(
         head.headers.remove(CONTENT_LENGTH);
     }
     prepare_response(&mut head.headers, request_id, head.version);
+    // The version is that of one connection; the client's is not the upstream's.
+    head.version = Version::HTTP_11;
     let body = ReplyBody::upstream(incoming, lease, progress, idle_timeout, observation);
     Ok(Response::from_parts(head, body))
 }
