@@ -72,7 +72,7 @@ pub struct Metrics {
     pub connections_total: IntCounter,
     /// Accepting failed (for example no descriptor was left).
     pub accept_errors_total: IntCounter,
-    /// Client connections that ended by an error of the client: garbage, a timeout, a broken body.
+    /// Client connections that did not end in good order: garbage, a timeout, a broken body.
     pub client_errors_total: IntCounterVec,
     /// Header fields dropped because of an underscore in the name.
     pub headers_dropped_total: IntCounter,
@@ -210,7 +210,7 @@ impl Metrics {
             ),
             client_errors_total: counters(
                 "tidegate_client_errors_total",
-                "Client connections that ended by a fault of the client, by cause.",
+                "Client connections that did not end in good order, by cause.",
                 &["error"],
             ),
             headers_dropped_total: counter(

@@ -122,6 +122,7 @@ access_log: access.log
             "listeners: proxy_protocol",
             "listeners: tls",
             "upstreams: health",
+            "services: priority",
             "services: concurrency.queue",
             "services: concurrency.queue_timeout",
         ]

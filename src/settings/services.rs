@@ -95,7 +95,10 @@ impl Reading<'_> {
             .required(&mut self.reader, "upstream", "chat")
             .and_then(|node| self.upstream_of(node, upstreams));
         let priority = match fields.get("priority") {
-            Some(node) => self.reader.word("priority", node, PRIORITIES),
+            Some(node) => {
+                self.not_in_force("services: priority");
+                self.reader.word("priority", node, PRIORITIES)
+            }
             None => Some(Priority::default()),
         };
         let concurrency = match fields.get("concurrency") {

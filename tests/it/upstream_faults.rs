@@ -450,6 +450,24 @@ fn a_client_that_stalls_in_its_body_is_408_and_one_that_breaks_off_frees_the_ups
     assert_eq!(wire.rest(), b"abc");
 }
 
+/// The answer's version was passed through: clients were answered in HTTP/1.0 and their connections
+/// closed after each request.
+#[test]
+fn an_http_1_0_upstream_is_no_business_of_the_client() {
+    let upstream = Upstream::new();
+    let proxy = Proxy::to(upstream.address);
+    let mut client = proxy.client();
+    for _ in 0..2 {
+        client.send(GET);
+        let mut wire = upstream.accept();
+        wire.request();
+        wire.send("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let answer = client.response();
+        assert_eq!(answer.start, "HTTP/1.1 200 OK");
+        assert_eq!(answer.text(), "ok");
+    }
+}
+
 #[test]
 fn an_endpoint_may_be_a_name() {
     let upstream = Upstream::recording();
