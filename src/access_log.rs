@@ -5,8 +5,8 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use crate::metrics::Metrics;
 use crate::settings::AccessLog as Target;
@@ -16,17 +16,22 @@ const CHUNKS_MAX: usize = 64;
 /// A chunk is handed over when it is longer than this, and at the latest at the next flush.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The thread that writes, to be joined when all senders are gone.
+/// The thread that writes, to be waited for when all senders are gone.
 #[derive(Debug)]
 pub struct AccessLogWriter {
-    thread: JoinHandle<()>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
 }
 
+/// How long the end of the process waits for the rest of the log.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl AccessLogWriter {
-    /// Waits until everything that was handed over is written. All [`AccessLog`]s must be dropped.
+    /// Waits until everything that was handed over is written, or until it is clear that nobody takes
+    /// it. All [`AccessLog`]s must be dropped.
     pub fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("the access log writer ended by a panic");
+        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(LAST_LINES_TIMEOUT) {
+            tracing::warn!("nobody takes the access log; its last lines are lost");
         }
     }
 }
@@ -52,14 +57,18 @@ pub fn open(
     };
     let (chunks, waiting) = sync_channel(CHUNKS_MAX);
     let metrics = Arc::clone(metrics);
-    let thread = std::thread::Builder::new()
+    let (ends, ended) = sync_channel::<()>(0);
+    std::thread::Builder::new()
         .name("access-log".into())
-        .spawn(move || write_all(&waiting, output, &metrics))?;
+        .spawn(move || {
+            write_all(&waiting, output, &metrics);
+            drop(ends);
+        })?;
     Ok((
         AccessLogSender {
             chunks: Some(chunks),
         },
-        Some(AccessLogWriter { thread }),
+        Some(AccessLogWriter { ended }),
     ))
 }
 

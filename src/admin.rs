@@ -111,7 +111,8 @@ impl Admin {
             }
             Access::Denied if is_probe => {}
             Access::Denied => {
-                tracing::warn!(%peer, path, "admin access without the token");
+                self.control.borrow().metrics().admin_denied_total.inc();
+                tracing::debug!(%peer, path, "admin access without the token");
                 let mut answer = problem(
                     401,
                     "the bearer token is missing or wrong",

@@ -23,7 +23,7 @@ use tokio::task::LocalSet;
 use crate::access_log::{self, AccessLogWriter};
 use crate::admin::Admin;
 use crate::clock::Clock;
-use crate::control::{self, Control, ControlParts};
+use crate::control::{self, Control, ControlParts, SettingsFile};
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
 use crate::request::admit::Admission;
@@ -42,6 +42,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Start {
     /// Valid settings.
     pub settings: Settings,
+    /// The file that they came from; `None` for settings made in memory.
+    pub settings_file: Option<SettingsFile>,
     /// The rules of its rules folder.
     pub rules: Rules,
     /// What the detector may do.
@@ -121,6 +123,7 @@ impl Running {
 pub fn start(start: Start) -> anyhow::Result<Running> {
     let Start {
         settings,
+        settings_file,
         rules,
         detection,
         listeners,
@@ -173,6 +176,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
 
     let control = ControlParts {
         settings: Arc::clone(&settings),
+        settings_file,
         rules,
         publisher,
         clock,

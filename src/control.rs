@@ -7,6 +7,7 @@
 mod stress;
 mod tell;
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -23,7 +24,7 @@ use self::stress::StressWatch;
 use crate::clock::Clock;
 use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
-use crate::rules_folder::load_rules;
+use crate::rules_folder::{load_rules, load_settings, read};
 use crate::settings::Settings;
 use crate::vitals::Vitals;
 
@@ -35,6 +36,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub struct ControlParts {
     /// The settings that the process was started with.
     pub settings: Arc<Settings>,
+    /// The file that they came from and what it said; `None` for settings made in memory.
+    pub settings_file: Option<SettingsFile>,
     /// The rules that are in force already.
     pub rules: Rules,
     /// The one right to publish.
@@ -53,6 +56,18 @@ pub struct ControlParts {
     /// that is gone is forgotten.
     pub listeners: Vec<SyncSender<Event>>,
 }
+
+/// A settings file as it was when the process was started.
+#[derive(Clone, Debug)]
+pub struct SettingsFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it said.
+    pub text: String,
+}
+
+/// The most problems of one reload that are logged line by line.
+const PROBLEMS_LOGGED_MAX: usize = 100;
 
 /// The control side.
 ///
@@ -126,6 +141,10 @@ impl Control {
     /// Reads the rules folder again. Rules that are not right change nothing.
     pub fn reload(&mut self) {
         let now = self.parts.clock.wall();
+        if let Err(problems) = self.look_at_settings() {
+            self.refuse_reload(&problems, now);
+            return;
+        }
         match load_rules(&self.parts.settings, now) {
             Ok(rules) => {
                 let (count, limits) = (rules.rules.len(), rules.limits.len());
@@ -142,12 +161,28 @@ impl Control {
         }
     }
 
+    /// Looks whether the settings file says something else by now. That needs a restart, which must
+    /// not come as a surprise; and a file that the restart would refuse is a failed reload.
+    fn look_at_settings(&self) -> Result<(), Problems> {
+        let Some(SettingsFile { path, text }) = &self.parts.settings_file else {
+            return Ok(());
+        };
+        if read(path)? != *text {
+            load_settings(path)?;
+            tracing::warn!(
+                path = %path.display(),
+                "the settings have changed; rules are taken over at once, settings by a restart"
+            );
+        }
+        Ok(())
+    }
+
     fn refuse_reload(&mut self, problems: &Problems, now: SystemTime) {
         let metrics = &self.parts.metrics;
         metrics.reload_failures_total.inc();
         metrics.reload_last_successful.set(0);
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        for line in &lines {
+        for line in lines.iter().take(PROBLEMS_LOGGED_MAX) {
             tracing::warn!("{line}");
         }
         tracing::warn!(
@@ -269,7 +304,13 @@ pub async fn run(control: Rc<std::cell::RefCell<Control>>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        control.borrow_mut().tick();
+        // A panic is a bug of ours and counted as one. Traffic and metrics go on, so must detection.
+        let tick = std::panic::AssertUnwindSafe(|| control.borrow_mut().tick());
+        if std::panic::catch_unwind(tick).is_err() {
+            tracing::error!(
+                "a tick of the detector failed; the next one is made as if nothing was"
+            );
+        }
     }
 }
 

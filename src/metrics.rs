@@ -4,10 +4,11 @@
 //! Workers count into their own [`WorkerMetrics`] without atomics and hand the sums over ten times a
 //! second; the control thread sets gauges and reads everything for `/metrics`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::local::{LocalHistogram, LocalIntCounter};
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
@@ -70,6 +71,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections accepted.
     pub connections_total: IntCounter,
+    /// Requests to the admin listener without the token.
+    pub admin_denied_total: IntCounter,
     /// Accepting failed (for example no descriptor was left).
     pub accept_errors_total: IntCounter,
     /// Client connections that did not end in good order: garbage, a timeout, a broken body.
@@ -163,7 +166,7 @@ impl Metrics {
                 HistogramVec::new(
                     HistogramOpts::new(
                         "tidegate_request_duration_seconds",
-                        "Seconds from the end of the request head to the end of the answer.",
+                        "Seconds from the end of a forwarded request's head to the end of its answer.",
                     )
                     .buckets(DURATION_BUCKETS.to_vec()),
                     &["service"],
@@ -203,6 +206,10 @@ impl Metrics {
             connections_total: counter(
                 "tidegate_connections_total",
                 "Client connections accepted.",
+            ),
+            admin_denied_total: counter(
+                "tidegate_admin_denied_total",
+                "Requests to the admin listener without the right token.",
             ),
             accept_errors_total: counter(
                 "tidegate_accept_errors_total",
@@ -288,22 +295,6 @@ impl Metrics {
         text
     }
 
-    /// Removes the series of rules that are no longer in force.
-    pub fn forget_rules_but(&self, live: &[&str]) {
-        for family in self.rule_matches_total.collect() {
-            for series in family.get_metric() {
-                for label in series.get_label() {
-                    let name = label.value();
-                    if !live.contains(&name)
-                        && let Err(error) = self.rule_matches_total.remove_label_values(&[name])
-                    {
-                        tracing::debug!(%error, name, "the series of a rule could not be removed");
-                    }
-                }
-            }
-        }
-    }
-
     /// Counts a panic wherever it happens, and logs it.
     pub fn count_panics(self: &Arc<Self>) {
         let metrics = Arc::clone(self);
@@ -312,6 +303,20 @@ impl Metrics {
             metrics.panics_total.inc();
             before(panic);
         }));
+    }
+}
+
+/// Removes the series of those that are no longer in force. The family has one label.
+pub fn forget_but<B: MetricVecBuilder>(live: &HashSet<&str>, series: &MetricVec<B>) {
+    for family in series.collect() {
+        for label in family.get_metric().iter().flat_map(|one| one.get_label()) {
+            let name = label.value();
+            if !live.contains(name)
+                && let Err(error) = series.remove_label_values(&[name])
+            {
+                tracing::debug!(%error, name, "a series could not be removed");
+            }
+        }
     }
 }
 
@@ -381,7 +386,10 @@ impl WorkerMetrics {
         if let Some(count) = self.requests.get(row).and_then(|row| row.get(column?)) {
             count.inc();
         }
-        if let Some(durations) = self.durations.get(row) {
+        // Refusals take microseconds: in a flood they would hide how everybody else fares.
+        if outcome == "forward"
+            && let Some(durations) = self.durations.get(row)
+        {
             durations.observe(duration.as_secs_f64());
         }
     }

@@ -83,7 +83,13 @@ pub fn files_of(folder: &RulesFolder) -> Result<Vec<PathBuf>, Problem> {
     if folder.named_at.is_none() && !folder.path.exists() {
         return Ok(Vec::new());
     }
-    files(&folder.path)
+    let files = files(&folder.path)?;
+    if files.is_empty() {
+        let text = "holds no `*.yaml` file, so nothing would be limited or blocked; is it mounted? \
+                    write a file with `rules: []` if no rules are meant";
+        return Err(Problem::new(place(&folder.path), text));
+    }
+    Ok(files)
 }
 
 /// Reads rule files that belong together.

@@ -25,7 +25,7 @@ pub struct VitalSigns {
     pub finished: u64,
     /// Of them, those answered 5xx.
     pub failed: u64,
-    /// Their durations, summed up, in microseconds.
+    /// How long they waited for their answers to begin, summed up, in microseconds.
     pub duration_us: u64,
 }
 

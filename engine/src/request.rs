@@ -60,6 +60,8 @@ pub struct RequestFacts<'a> {
     from_trusted_proxy: bool,
     values: [Option<Cow<'a, str>>; ATTRIBUTES_MAX],
     hashes: [u64; ATTRIBUTES_MAX],
+    /// The whole of the values that were too long to keep; hardly any request has one.
+    long: Vec<(AttributeId, Cow<'a, str>)>,
 }
 
 impl<'a> RequestFacts<'a> {
@@ -77,6 +79,7 @@ impl<'a> RequestFacts<'a> {
             from_trusted_proxy: false,
             values: [const { None }; ATTRIBUTES_MAX],
             hashes,
+            long: Vec::new(),
         }
     }
 
@@ -100,7 +103,9 @@ impl<'a> RequestFacts<'a> {
         let value = if value.len() > VALUE_BYTES_MAX {
             // Unkeyed on purpose: an operator writes the text that the log shows, and it must
             // still match after a restart.
-            Cow::Owned(format!("hash:{:016x}", stable_hash(value.as_bytes())))
+            let short = format!("hash:{:016x}", stable_hash(value.as_bytes()));
+            self.long.push((id, value));
+            Cow::Owned(short)
         } else {
             value
         };
@@ -149,6 +154,13 @@ impl<'a> RequestFacts<'a> {
     /// Returns an attribute's text without making one: `None` also for the address and its network.
     pub fn value(&self, id: AttributeId) -> Option<&str> {
         self.values.get(id.index())?.as_deref()
+    }
+
+    /// Returns an attribute's text as it was given, however long: what a regex or a prefix is held
+    /// against, or padding would hide a client from it. `None` also for the address and its network.
+    pub fn whole_value(&self, id: AttributeId) -> Option<&str> {
+        let long = self.long.iter().find(|(long, _)| *long == id);
+        long.map(|(_, value)| &**value).or_else(|| self.value(id))
     }
 
     /// Returns the hash of an attribute's value; 0 when absent.

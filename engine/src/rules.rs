@@ -231,5 +231,8 @@ pub struct RuleTest {
     pub rule: Option<Name>,
 }
 
+/// What the names of detected rules begin with, and no others.
+pub const DETECTED_PREFIX: &str = "detected-";
+
 /// How long detected rules live at first.
 pub const DETECTED_TTL: Duration = Duration::from_mins(1);

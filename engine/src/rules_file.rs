@@ -13,7 +13,7 @@ mod when;
 use crate::attribute::AttributeId;
 use crate::problem::{Place, Problem, Problems};
 use crate::reader::{Fields, Reader};
-use crate::rules::{Action, LimitRule, Mode, Origin, Rule, Rules, When};
+use crate::rules::{Action, DETECTED_PREFIX, LimitRule, Mode, Origin, Rule, Rules, When};
 use crate::source::Source;
 use crate::units::{Rate, parse_duration};
 use crate::verdict::Name;
@@ -203,6 +203,14 @@ impl Reading<'_, '_> {
     fn name(&mut self, fields: Fields<'_>) -> Option<Name> {
         let node = fields.required(&mut self.reader, "name", NAME_LIKE)?;
         let name = Name::new(self.reader.name("name", node)?);
+        if name.as_str().starts_with(DETECTED_PREFIX) {
+            self.reader.problem(
+                node.mark,
+                format!(
+                    "names that begin with `{DETECTED_PREFIX}` are the detector's; choose another"
+                ),
+            );
+        }
         self.file
             .names
             .push((name.clone(), node.mark.in_file(self.reader.path())));

@@ -1,17 +1,18 @@
 //! What the admin API shows, as JSON. Reads only; changes come through [`crate::control`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
+use tidegate_engine::attribute::Schema;
 use tidegate_engine::detect::Incident;
 use tidegate_engine::policy::{Policy, RuleInForce};
-use tidegate_engine::rules::{Action, Mode};
+use tidegate_engine::rules::Action;
 use tidegate_engine::time::Instant;
 
 use super::{Admin, Answer, json_answer, problem};
 use crate::control::Control;
-use crate::metrics::{Metrics, NO_SERVICE, raise_to};
+use crate::metrics::{Metrics, NO_SERVICE, forget_but, raise_to};
 use crate::request::inflight::InflightBoard;
 
 /// The most sources that are listed.
@@ -121,7 +122,7 @@ fn rules(control: &Control) -> Value {
         .filter_map(|incident| Some((incident.rule.as_ref()?.as_str(), incident)))
         .collect();
     let rule = |rule: &RuleInForce| {
-        let mut shown = rule_json(rule);
+        let mut shown = rule_json(rule, policy.schema());
         if let Some(incident) = evidence.get(rule.rule().name.as_str()) {
             shown.insert(
                 "evidence".into(),
@@ -135,7 +136,7 @@ fn rules(control: &Control) -> Value {
 }
 
 /// Shows a rule under the names that it has in YAML.
-fn rule_json(in_force: &RuleInForce) -> Map<String, Value> {
+fn rule_json(in_force: &RuleInForce, schema: &Schema) -> Map<String, Value> {
     let rule = in_force.rule();
     let mut shown = Map::new();
     let mut set = |key: &str, value: Value| {
@@ -146,9 +147,13 @@ fn rule_json(in_force: &RuleInForce) -> Map<String, Value> {
     set("action", json!(rule.action.word()));
     match &rule.action {
         Action::Block { status } => set("status", json!(status)),
-        Action::Throttle { rate, burst, .. } => {
+        Action::Throttle { rate, burst, per } => {
             set("rate", json!(rate.to_string()));
             set("burst", json!(burst));
+            if !per.is_empty() {
+                let names: Vec<&str> = per.iter().map(|id| schema.name(*id)).collect();
+                set("per", json!(names));
+            }
         }
         Action::Allow | Action::Drop | Action::Tarpit | Action::Log => {}
     }
@@ -261,23 +266,27 @@ pub(super) fn metrics(control: &Control, inflight: &InflightBoard) -> Vec<u8> {
 
 fn set_rules(metrics: &Metrics, policy: &Policy) {
     metrics.rules.reset();
-    // A detected rule that is gone takes its series with it, so there are never more than rules.
-    let live: Vec<&str> = policy
+    // What is gone takes its series with it, so there are never more than rules and limits.
+    let rules: HashSet<&str> = policy
         .rules()
         .map(|rule| rule.rule().name.as_str())
         .collect();
-    metrics.forget_rules_but(&live);
+    forget_but(&rules, &metrics.rule_matches_total);
+    let limits: HashSet<&str> = policy
+        .limits()
+        .map(|limit| limit.limit().name.as_str())
+        .collect();
+    forget_but(&limits, &metrics.limit_refusals_total);
+    forget_but(&limits, &metrics.limit_shadow_refusals_total);
+    forget_but(&limits, &metrics.limit_keys);
     for rule in policy.rules() {
-        let origin = rule.rule().origin.word();
-        let action = match rule.rule().mode {
-            Mode::Enforce => rule.rule().action.word(),
-            Mode::Shadow => "shadow",
-        };
-        metrics.rules.with_label_values(&[origin, action]).inc();
-        let name = rule.rule().name.as_str();
+        let labels = [rule.rule().origin.word(), rule.rule().action.word()];
+        metrics.rules.with_label_values(&labels).inc();
+        let label = [rule.rule().name.as_str()];
+        let matches = rule.matches() + rule.shadow_matches();
         raise_to(
-            &metrics.rule_matches_total.with_label_values(&[name]),
-            rule.matches() + rule.shadow_matches(),
+            &metrics.rule_matches_total.with_label_values(&label),
+            matches,
         );
     }
     for limit in policy.limits() {
@@ -286,12 +295,8 @@ fn set_rules(metrics: &Metrics, policy: &Policy) {
             &metrics.limit_refusals_total.with_label_values(&label),
             limit.refusals(),
         );
-        raise_to(
-            &metrics
-                .limit_shadow_refusals_total
-                .with_label_values(&label),
-            limit.shadow_refusals(),
-        );
+        let shadow = &metrics.limit_shadow_refusals_total;
+        raise_to(&shadow.with_label_values(&label), limit.shadow_refusals());
         metrics
             .limit_keys
             .with_label_values(&label)

@@ -57,9 +57,14 @@ pub(super) enum Access {
 /// and `localhost`.
 pub(super) fn check(headers: &HeaderMap, token: Option<&Token>) -> Access {
     if let Some(token) = token {
-        let shown = headers
+        let line = headers
             .get(AUTHORIZATION)
-            .and_then(|line| line.as_bytes().strip_prefix(b"Bearer "));
+            .map(http::HeaderValue::as_bytes)
+            .unwrap_or_default();
+        let shown = line
+            .split_at_checked(7)
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+            .map(|(_, shown)| shown);
         return if shown.is_some_and(|shown| token.is(shown.trim_ascii())) {
             Access::Granted
         } else {
@@ -104,6 +109,11 @@ mod tests {
         ] {
             assert_eq!(with(wrong), Access::Denied, "{wrong}");
         }
+        assert_eq!(
+            with("bearer 0123456789abcdef"),
+            Access::Granted,
+            "schemes know no case"
+        );
         assert_eq!(check(&HeaderMap::new(), Some(&token)), Access::Denied);
     }
 

@@ -6,22 +6,23 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
+use tidegate_engine::problem::Problems;
+use tidegate_engine::rules::Rules;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use super::complain;
 use crate::app::{self, Running, Start};
 use crate::check::{EXIT_CONFIG, not_in_force};
-use crate::rules_folder::{load_rules, load_settings};
+use crate::control::SettingsFile;
+use crate::rules_folder::{load_rules, read};
+use crate::settings::Settings;
 
 /// Runs the proxy with a settings file.
 pub(super) fn run(config: &Path) -> ExitCode {
-    begin_log();
-    let loaded = load_settings(config).and_then(|settings| {
-        let rules = load_rules(&settings, SystemTime::now())?;
-        Ok((settings, rules))
-    });
-    let (settings, rules) = match loaded {
+    let _log = begin_log();
+    let (settings, settings_file, rules) = match load(config) {
         Ok(loaded) => loaded,
         Err(problems) => {
             for problem in problems.iter() {
@@ -37,6 +38,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     let detection = settings.detection.spec();
     let start = Start {
         settings,
+        settings_file: Some(settings_file),
         rules,
         detection,
         listeners: Vec::new(),
@@ -48,6 +50,21 @@ pub(super) fn run(config: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Reads the settings and the rules that they name.
+fn load(config: &Path) -> Result<(Settings, SettingsFile, Rules), Problems> {
+    let text = read(config)?;
+    let settings = Settings::parse(&config.to_string_lossy(), &text)?;
+    let rules = load_rules(&settings, SystemTime::now())?;
+    Ok((
+        settings,
+        SettingsFile {
+            path: config.to_owned(),
+            text,
+        },
+        rules,
+    ))
 }
 
 /// Waits for signals until the proxy is drained. A second signal ends the process at once.
@@ -91,12 +108,17 @@ async fn until_drained(running: Running) -> anyhow::Result<()> {
 }
 
 /// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` chooses what.
-fn begin_log() {
+///
+/// A thread of its own writes: a reader of the log that stands still costs lines (those beyond
+/// 128,000), and stops nobody. The guard writes the rest when it is dropped.
+fn begin_log() -> WorkerGuard {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_terminal = std::io::stderr().is_terminal();
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
+        .with_writer(writer);
+    if is_terminal {
         log.with_target(false).init();
     } else {
         log.json()
@@ -105,4 +127,5 @@ fn begin_log() {
             .with_target(false)
             .init();
     }
+    guard
 }

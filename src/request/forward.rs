@@ -39,7 +39,7 @@ pub(crate) async fn forward(
         return Err((UpstreamError::Switched, observation));
     }
     let (mut head, incoming) = response.into_parts();
-    observation.status = head.status.as_u16();
+    observation.answered(head.status.as_u16());
     if head.headers.contains_key(TRANSFER_ENCODING) {
         // The chunks are the body (RFC 9112, 6.3); the length would cut them off.
         head.headers.remove(CONTENT_LENGTH);

@@ -57,8 +57,11 @@ pub(crate) struct ConnectionState {
     deadline: Cell<Instant>,
     /// The time, a tenth of a second late at most: exact enough for these deadlines, and free.
     now: Rc<Cell<Instant>>,
-    /// The raw bytes of the head that is arriving, at most [`HEAD_BYTES_MAX`].
+    /// The raw bytes of the head that is arriving or was read last, and of what came behind it; at
+    /// most [`HEAD_BYTES_MAX`].
     head: RefCell<Vec<u8>>,
+    /// Whether the request that is being served has a body.
+    has_body: Cell<bool>,
     /// Whether the client must be given time to read a refusal before the connection closes.
     pub(crate) linger: Cell<bool>,
     /// Whether a deadline of this connection has passed.
@@ -73,6 +76,7 @@ impl ConnectionState {
             deadline: Cell::new(now.get() + FIRST_BYTE_TIMEOUT),
             now: Rc::clone(now),
             head: RefCell::new(Vec::new()),
+            has_body: Cell::new(false),
             linger: Cell::new(false),
             timed_out: Cell::new(false),
         })
@@ -84,8 +88,9 @@ impl ConnectionState {
     }
 
     /// A head is complete and its request is being served.
-    pub(crate) fn serving(&self) {
+    pub(crate) fn serving(&self, has_body: bool) {
         self.phase.set(Phase::Serving);
+        self.has_body.set(has_body);
     }
 
     /// The answer is complete.
@@ -93,24 +98,37 @@ impl ConnectionState {
         self.phase.set(Phase::Idle);
         self.deadline.set(self.now.get() + KEEP_ALIVE_TIMEOUT);
         let mut head = self.head.borrow_mut();
-        head.clear();
+        let served = if self.has_body.get() {
+            None
+        } else {
+            head_end(&head)
+        };
+        match served {
+            Some(end) => drop(head.drain(..end)),
+            None => head.clear(),
+        }
         // Most heads are under 1 KiB; an idle connection keeps no more than 4 KiB.
         head.shrink_to(4096);
     }
 
-    /// Returns whether the head that was read last announces both `Content-Length` and
-    /// `Transfer-Encoding`. hyper drops the former before anybody can see it.
-    pub(crate) fn head_has_content_length(&self) -> bool {
+    /// Returns whether the head of the request that is being served announces a length besides its
+    /// `Transfer-Encoding`. hyper drops the length before anybody can see it, so the raw bytes are
+    /// asked. Where they are not known for sure (a request sent behind another's body without waiting
+    /// for the answer) the answer is yes: who frames so carelessly is not served.
+    pub(crate) fn head_has_content_length(&self, method: &str) -> bool {
         let head = self.head.borrow();
-        let end = head
-            .windows(4)
-            .position(|four| four == b"\r\n\r\n")
-            .unwrap_or(head.len());
+        let Some(end) = head_end(&head) else {
+            return true;
+        };
         let head = head.get(..end).unwrap_or_default();
-        head.split(|byte| *byte == b'\n').skip(1).any(|line| {
+        let is_ours = head
+            .strip_prefix(method.as_bytes())
+            .is_some_and(|rest| rest.starts_with(b" "));
+        let has_length = head.split(|byte| *byte == b'\n').skip(1).any(|line| {
             let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
             name.trim_ascii().eq_ignore_ascii_case(b"content-length")
-        })
+        });
+        !is_ours || has_length
     }
 
     /// Notes bytes that arrived.
@@ -121,12 +139,22 @@ impl ConnectionState {
                 self.deadline.set(self.now.get() + HEAD_TIMEOUT);
             }
             Phase::Head => {}
-            Phase::Serving => return,
+            // The next head may come along, but behind a body nobody knows where it begins.
+            Phase::Serving if self.has_body.get() => return,
+            Phase::Serving => {}
         }
         let mut head = self.head.borrow_mut();
         let room = HEAD_BYTES_MAX.saturating_sub(head.len());
         head.extend_from_slice(bytes.get(..bytes.len().min(room)).unwrap_or_default());
     }
+}
+
+/// Returns where a head ends, its empty line included.
+fn head_end(bytes: &[u8]) -> Option<usize> {
+    bytes
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map(|at| at + 4)
 }
 
 /// A client's stream with the deadlines of [`ConnectionState`] on reading.

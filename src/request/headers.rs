@@ -19,6 +19,15 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const VIA_OURS: HeaderValue = HeaderValue::from_static("1.1 tidegate");
 
+/// Other ways to say who a client is, which upstreams may believe: a stranger's are dropped.
+const CLIENT_CLAIMS: [&str; 5] = [
+    "forwarded",
+    "x-real-ip",
+    "true-client-ip",
+    "x-client-ip",
+    "x-forwarded-port",
+];
+
 /// The longest request id that is kept, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -30,12 +39,14 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
     reason = "a set of independent findings"
 )]
 pub(crate) struct Fields {
-    connection: bool,
+    /// `Connection`.
+    pub(crate) connection: bool,
     hop_by_hop: bool,
     underscored: bool,
     te: bool,
     via: bool,
     trace: bool,
+    client_claims: bool,
     /// `Expect`.
     pub(crate) expect: bool,
     /// `Upgrade`.
@@ -60,6 +71,10 @@ impl Fields {
                 "te" => fields.te = true,
                 "via" => fields.via = true,
                 "traceparent" => fields.trace = true,
+                "forwarded" | "x-real-ip" | "true-client-ip" | "x-client-ip"
+                | "x-forwarded-port" => {
+                    fields.client_claims = true;
+                }
                 "expect" => fields.expect = true,
                 "upgrade" => fields.upgrade = true,
                 "transfer-encoding" => fields.transfer_encoding = true,
@@ -75,11 +90,7 @@ impl Fields {
 /// fields that every proxy keeps to itself (RFC 9110, 7.6.1).
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, fields: Fields) {
     if fields.connection {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        let named: Vec<HeaderName> = connection_names(headers)
             // `Connection: host` must not take away what tells services apart.
             .filter(|name| *name != HOST)
             .collect();
@@ -104,6 +115,15 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, fields: Fields) {
     if fields.transfer_encoding {
         headers.remove(TRANSFER_ENCODING);
     }
+}
+
+/// Walks the fields that `Connection` names.
+pub(crate) fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
 }
 
 /// Prepares a request's headers for the upstream. What is added is written after what is stripped,
@@ -139,6 +159,11 @@ pub(crate) fn prepare_request(
     };
     if trailers_welcome {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if fields.client_claims && !facts.peer_is_trusted {
+        for name in CLIENT_CLAIMS {
+            headers.remove(name);
+        }
     }
     append_forwarded_for(headers, facts);
     if !facts.peer_is_trusted || !headers.contains_key(X_FORWARDED_PROTO) {
@@ -367,11 +392,15 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "other"),
             ("via", "1.1 edge"),
+            ("x-real-ip", "198.51.100.1"),
+            ("forwarded", "for=198.51.100.1"),
         ];
         let stranger = prepared(&lines, false);
         assert_eq!(line(&stranger, "x-forwarded-for"), Some("192.0.2.7"));
         assert_eq!(line(&stranger, "x-forwarded-proto"), Some("http"));
         assert_eq!(line(&stranger, "x-forwarded-host"), Some("acme"));
+        assert_eq!(line(&stranger, "x-real-ip"), None);
+        assert_eq!(line(&stranger, "forwarded"), None);
         let trusted = prepared(&lines, true);
         assert_eq!(
             line(&trusted, "x-forwarded-for"),
@@ -379,6 +408,7 @@ mod tests {
         );
         assert_eq!(line(&trusted, "x-forwarded-proto"), Some("https"));
         assert_eq!(line(&trusted, "x-forwarded-host"), Some("other"));
+        assert_eq!(line(&trusted, "x-real-ip"), Some("198.51.100.1"));
         assert_eq!(line(&trusted, "via"), Some("1.1 edge, 1.1 tidegate"));
     }
 

@@ -19,8 +19,8 @@ use tidegate_engine::request::{HashKey, RequestFacts};
 use super::target::Invalid;
 use crate::settings::{AttributeSource, ValueFrom};
 
-/// The longest JWT that is looked into, in bytes; a longer one has no claims for us.
-const JWT_BYTES_MAX: usize = 8 * 1024;
+/// The longest JWT that is looked into: as long as a head can be, so that no padding hides a claim.
+const JWT_BYTES_MAX: usize = super::guard::HEAD_BYTES_MAX;
 
 /// Reads attributes from requests.
 #[derive(Debug)]
@@ -77,6 +77,21 @@ impl Identify {
     /// Returns all attributes there are.
     pub fn schema(&self) -> &Arc<Schema> {
         &self.schema
+    }
+
+    /// Refuses a request whose `Connection` names a header that identifies the client: it would end
+    /// here, and the upstream would see another client than we judge.
+    pub(crate) fn check_connection(&self, headers: &HeaderMap) -> Result<(), Invalid> {
+        let identifies = |name: &HeaderName| {
+            *name == USER_AGENT || self.readers.iter().any(|reader| names(&reader.from, name))
+        };
+        if super::headers::connection_names(headers).any(|name| identifies(&name)) {
+            return Err(Invalid {
+                status: 400,
+                detail: "Connection names a field that identifies the client",
+            });
+        }
+        Ok(())
     }
 
     /// Reads a request's attributes, except service and route, which are found later.
@@ -179,6 +194,17 @@ impl Extract {
             Cow::Borrowed(text) => text.get(range).map(Cow::Borrowed),
             Cow::Owned(text) => text.get(range).map(|part| Cow::Owned(part.to_owned())),
         }
+    }
+}
+
+/// Returns whether a place is in this header.
+fn names(place: &ValueFrom, header: &HeaderName) -> bool {
+    match place {
+        ValueFrom::Header(name) => name == header,
+        ValueFrom::Cookie(_) => *header == COOKIE,
+        ValueFrom::JwtClaim(_) => *header == AUTHORIZATION,
+        ValueFrom::FirstOf(places) => places.iter().any(|place| names(place, header)),
+        ValueFrom::Query(_) | ValueFrom::HostLabel(_) | ValueFrom::PathSegment(_) => false,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use tidegate_engine::attribute::{AttributeId, Schema};
@@ -87,6 +88,7 @@ impl Observer {
             began,
             ticket: Some(ticket),
             is_admitted: false,
+            answered_after: None,
             outcome: "forward",
             status: 0,
             bytes_sent: 0,
@@ -187,6 +189,8 @@ pub(crate) struct Observation {
     began: Instant,
     ticket: Option<Ticket>,
     is_admitted: bool,
+    /// How long the upstream took to begin its answer; how fast the client reads is not its doing.
+    answered_after: Option<Duration>,
     /// One of [`crate::metrics::OUTCOMES`].
     pub(crate) outcome: &'static str,
     /// The status that the client gets; 0 until there is one.
@@ -205,6 +209,12 @@ impl Observation {
     pub(crate) fn admit(&mut self, service: usize) -> bool {
         self.is_admitted = self.observer.admission.enter(service);
         self.is_admitted
+    }
+
+    /// Notes that the upstream has begun its answer.
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.status = status;
+        self.answered_after = Some(self.observer.clock.now().since(self.began));
     }
 
     /// Notes that the answer's last byte was handed to the client's connection.
@@ -250,9 +260,9 @@ impl Drop for Observation {
             .metrics
             .finished(self.service, self.outcome, duration);
         if self.outcome == "forward" {
-            self.observer
-                .vitals
-                .finished(self.service, self.status >= 500, duration);
+            let failed = self.status >= 500 || self.fault == "http_response_incomplete";
+            let waited = self.answered_after.unwrap_or(duration);
+            self.observer.vitals.finished(self.service, failed, waited);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";

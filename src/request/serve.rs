@@ -75,7 +75,7 @@ impl Worker {
         request: Request<Incoming>,
         connection: Rc<Connection>,
     ) -> Result<Response<ReplyBody>, Dropped> {
-        connection.state.serving();
+        connection.state.serving(!request.body().is_end_stream());
         let id = request_id(request.headers(), connection.is_trusted, &self.request_ids);
         let fields = Fields::of(request.headers());
         let decided = match self.decide(&request, fields, &connection, &id) {
@@ -139,7 +139,14 @@ impl Worker {
         let method = request.method().as_str();
         let (uri, headers) = (request.uri(), request.headers());
         let read = check_framing(headers, fields, request.version(), || {
-            connection.state.head_has_content_length()
+            connection.state.head_has_content_length(method)
+        })
+        .and_then(|()| {
+            if fields.connection {
+                self.identify.check_connection(headers)
+            } else {
+                Ok(())
+            }
         })
         .and_then(|()| Target::read(request.method(), uri, request.version(), headers));
         let refuse = |invalid, host: &str| {

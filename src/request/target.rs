@@ -79,8 +79,12 @@ fn host<'a>(
         ),
         (None, None) => None,
     };
-    let authority = uri.authority().map(http::uri::Authority::as_str);
-    let given = match (authority, header) {
+    let header = header.map(bare_host).transpose()?;
+    let authority = uri
+        .authority()
+        .map(|authority| bare_host(authority.as_str()))
+        .transpose()?;
+    let bare = match (authority, header) {
         (Some(authority), Some(header)) if !authority.eq_ignore_ascii_case(header) => {
             return Err(invalid(400, "the target's host and the Host header differ"));
         }
@@ -89,25 +93,45 @@ fn host<'a>(
         (None, None) if version == Version::HTTP_10 => "",
         (None, None) => return Err(invalid(400, "the Host header is missing")),
     };
-    if given.is_empty() && version != Version::HTTP_10 {
-        return Err(invalid(400, "the Host header is empty"));
-    }
-    let valid = given.bytes().all(|byte| {
-        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
-    });
-    if !valid {
-        return Err(invalid(400, "the Host header is not a host"));
-    }
-    let bare = match given.rsplit_once(':') {
-        Some((before, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => before,
-        _ => given,
-    };
-    let bare = bare.strip_suffix('.').unwrap_or(bare);
     Ok(if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(bare.to_ascii_lowercase())
     } else {
         Cow::Borrowed(bare)
     })
+}
+
+/// Takes the port and a last dot off a host: `name`, `name:port`, `[address]` or `[address]:port`.
+fn bare_host(given: &str) -> Result<&str, Invalid> {
+    let bad = invalid(400, "the Host header is not a host");
+    let (name, port) = match given.find(']') {
+        Some(end) => given.split_at_checked(end + 1).ok_or(bad)?,
+        None => given
+            .find(':')
+            .and_then(|at| given.split_at_checked(at))
+            .unwrap_or((given, "")),
+    };
+    let is_port = |port: &str| {
+        port.strip_prefix(':')
+            .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    if !port.is_empty() && !is_port(port) {
+        return Err(bad);
+    }
+    let is_name = match name.strip_prefix('[') {
+        Some(address) => address
+            .strip_suffix(']')
+            .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        }
+    };
+    if !is_name {
+        return Err(bad);
+    }
+    Ok(name.strip_suffix('.').unwrap_or(name))
 }
 
 /// Brings a path to normal form: escaped unreserved characters are unescaped, repeated slashes are
@@ -122,11 +146,10 @@ fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
     if normal.contains('\\') || normal.contains("%5C") || normal.contains("%5c") {
         return Err(invalid(400, "the path holds a backslash"));
     }
-    if normal.contains("/.")
-        && normal
-            .split('/')
-            .any(|segment| segment == "." || segment == "..")
-    {
+    // Some servers take `..;x` for `..`.
+    let leads_up =
+        |segment: &str| matches!(segment.split(';').next().unwrap_or_default(), "." | "..");
+    if normal.contains("/.") && normal.split('/').any(leads_up) {
         return Err(invalid(400, "the path holds a segment `.` or `..`"));
     }
     Ok(normal)
@@ -263,6 +286,7 @@ mod tests {
             "/a/../b",
             "/a/%2e%2E/b",
             "/a/.",
+            "/a/..;x/b",
             "/%00",
             "/a\\b",
             "/a%5cb",
@@ -304,6 +328,8 @@ mod tests {
         assert_eq!(target("/", &[]), Err(400));
         assert_eq!(target("/", &["a b"]), Err(400));
         assert_eq!(target("/", &["user@a"]), Err(400));
+        assert_eq!(target("/", &["a:80:80"]), Err(400));
+        assert_eq!(target("/", &["[::1]x"]), Err(400));
     }
 
     #[test]
@@ -311,6 +337,10 @@ mod tests {
         assert_eq!(
             target("http://acme.example.com/x", &["acme.example.com"]),
             Ok("acme.example.com".into())
+        );
+        assert_eq!(
+            target("http://a.example.com:80/x", &["a.example.com"]),
+            Ok("a.example.com".into())
         );
         assert_eq!(
             target("http://evil.example.com/x", &["acme.example.com"]),

@@ -135,6 +135,13 @@ impl Reading<'_> {
             Some(node) => self.reader.flag("secret", node)?,
             None => false,
         };
+        if secret && from.as_ref().is_some_and(stands_in_the_log) {
+            self.reader.problem(
+                entry.mark,
+                "a secret cannot be read from `host_label` or `path_segment`: host and path stand in \
+                 the access log; read it from a header, a cookie or the query",
+            );
+        }
         Some(AttributeSource {
             spec: AttributeSpec {
                 name: Arc::from(entry.key.as_str()),
@@ -217,6 +224,12 @@ impl Reading<'_> {
 
     fn header(&mut self, node: &Node) -> Option<HeaderName> {
         self.reader.parsed("header", node, "`x-app-id`", |text| {
+            if text.contains('_') {
+                return Err(format!(
+                    "headers with an underscore, like `{text}`, are dropped and never read: many \
+                     servers take `_` and `-` for the same; write the name with `-`"
+                ));
+            }
             HeaderName::try_from(text).map_err(|_reason| {
                 format!("`{text}` is not the name of a header; write it like `x-app-id`")
             })
@@ -230,6 +243,15 @@ impl Reading<'_> {
     fn place(&mut self, key: &str, node: &Node) -> Option<usize> {
         let place = self.reader.whole(key, node, 1..=PLACE_MAX)?;
         Some(place as usize)
+    }
+}
+
+/// Returns whether a value is part of what the access log shows of every request.
+fn stands_in_the_log(from: &ValueFrom) -> bool {
+    match from {
+        ValueFrom::HostLabel(_) | ValueFrom::PathSegment(_) => true,
+        ValueFrom::FirstOf(places) => places.iter().any(stands_in_the_log),
+        _ => false,
     }
 }
 

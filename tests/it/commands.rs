@@ -95,11 +95,23 @@ fn a_rules_folder_that_cannot_be_read_ends_with_78() {
 }
 
 #[test]
-fn an_empty_rules_folder_is_no_problem() {
+fn an_empty_rules_folder_is_a_problem_and_a_file_without_rules_is_none() {
     let folder = configuration("");
-    let check = tidegate(&["check", &path(&folder, "tidegate.yaml")]);
+    let settings = path(&folder, "tidegate.yaml");
+    let check = tidegate(&["check", &settings]);
     assert_eq!(check.status.code(), Some(0), "{}", said(&check));
     assert!(said(&check).starts_with("ok: "), "{}", said(&check));
+    // An unmounted volume must not let everybody in.
+    std::fs::remove_file(folder.path().join("rules/rules.yaml")).unwrap();
+    let check = tidegate(&["check", &settings]);
+    assert_eq!(check.status.code(), Some(78), "{}", said(&check));
+    assert!(
+        said(&check).contains("holds no `*.yaml` file"),
+        "{}",
+        said(&check)
+    );
+    let run = tidegate(&["run", "--config", &settings]);
+    assert_eq!(run.status.code(), Some(78), "{}", errors(&run));
 }
 
 #[test]

@@ -429,3 +429,31 @@ fn a_get_with_a_chunked_body_reaches_the_upstream_with_it() {
     let bodies: Vec<String> = upstream.take().iter().map(Message::text).collect();
     assert_eq!(bodies, ["abc", "abc"]);
 }
+
+/// The raw head of a request that came along with the one before was not kept, so a length besides
+/// its `Transfer-Encoding` went unseen.
+#[test]
+fn a_second_framing_is_seen_in_a_pipelined_request_too() {
+    let upstream = Upstream::recording();
+    let proxy = Proxy::to(upstream.address);
+    let both = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\nTransfer-Encoding: \
+                chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let one = both.replace("Content-Length: 13\r\n", "");
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    for (first, second, status) in [
+        (get, both, 400),
+        (get, one.as_str(), 200),
+        // Behind a body nobody knows for sure where the next head began.
+        (post, both, 400),
+        (post, one.as_str(), 400),
+    ] {
+        let mut client = proxy.client();
+        client.send(format!("{first}{second}"));
+        assert_eq!(client.response().status(), 200, "{first}");
+        assert_eq!(client.response().status(), status, "{first}{second}");
+        let seen = upstream.take();
+        let forwarded = if status == 200 { 2 } else { 1 };
+        assert_eq!(seen.len(), forwarded, "{seen:?}");
+    }
+}

@@ -11,7 +11,8 @@ use super::pattern::Pattern;
 use super::{DetectionMode, DetectionSpec};
 use crate::attribute::{AttributeKind, Schema};
 use crate::rules::{
-    Action, Condition, DETECTED_TTL, Mode, Origin, Rule, Sparing, VersionCondition, When,
+    Action, Condition, DETECTED_PREFIX, DETECTED_TTL, Mode, Origin, Rule, Sparing,
+    VersionCondition, When,
 };
 use crate::source::Source;
 use crate::time::Instant;
@@ -285,5 +286,5 @@ impl Past {
 /// Names a rule. The name is a metric's label, so nothing that a client chose is in it; who is meant
 /// stands in `when`.
 pub(super) fn name_of(incident: IncidentId) -> Name {
-    Name::new(&format!("detected-{}", incident.0))
+    Name::new(&format!("{DETECTED_PREFIX}{}", incident.0))
 }

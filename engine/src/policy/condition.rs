@@ -23,8 +23,10 @@ impl Condition {
     pub fn holds(&self, id: AttributeId, facts: &RequestFacts<'_>) -> bool {
         match self {
             Self::Is(text) => holds_for_text(id, facts, |value| value == &**text),
-            Self::Prefix(prefix) => holds_for_text(id, facts, |value| value.starts_with(&**prefix)),
-            Self::Regex(regex) => holds_for_text(id, facts, |value| regex.is_match(value)),
+            Self::Prefix(prefix) => {
+                holds_for_whole(id, facts, |value| value.starts_with(&**prefix))
+            }
+            Self::Regex(regex) => holds_for_whole(id, facts, |value| regex.is_match(value)),
             Self::Version(version) => holds_for_text(id, facts, |value| version.holds(value)),
             Self::Network(network) => {
                 address(id, facts).is_some_and(|address| network.contains(&address))
@@ -57,6 +59,19 @@ fn holds_for_text(
         facts.text(id).is_some_and(|text| holds(&text))
     } else {
         facts.value(id).is_some_and(holds)
+    }
+}
+
+/// As [`holds_for_text`], for conditions on parts of a value: those see all of it.
+fn holds_for_whole(
+    id: AttributeId,
+    facts: &RequestFacts<'_>,
+    holds: impl FnOnce(&str) -> bool,
+) -> bool {
+    if id.is_address() {
+        facts.text(id).is_some_and(|text| holds(&text))
+    } else {
+        facts.whole_value(id).is_some_and(holds)
     }
 }
 

@@ -28,7 +28,12 @@ struct Subject<'n> {
     name: &'n str,
     id: AttributeId,
     kind: AttributeKind,
+    is_secret: bool,
 }
+
+/// What is said of a condition on the text of a secret attribute.
+const SECRET: &str =
+    "is secret and kept as a hash only; nothing but `{ present: true }` can be asked of it";
 
 impl Reading<'_, '_> {
     /// Reads `when`: the conditions, and their text for people.
@@ -47,14 +52,14 @@ impl Reading<'_, '_> {
             let Some(id) = self.attribute(entry.mark, &entry.key) else {
                 continue;
             };
-            let kind = match self.vocabulary.schema().spec(id) {
-                Some(spec) => spec.kind,
-                None => AttributeKind::Text,
-            };
+            let spec = self.vocabulary.schema().spec(id);
+            let kind = spec.map_or(AttributeKind::Text, |spec| spec.kind);
+            let is_secret = spec.is_some_and(|spec| spec.secret);
             let subject = Subject {
                 name: &entry.key,
                 id,
                 kind,
+                is_secret,
             };
             if let Some(condition) = self.condition(subject, &entry.value, true) {
                 conditions.push((id, condition));
@@ -105,6 +110,11 @@ impl Reading<'_, '_> {
         };
         let is_address = subject.kind == AttributeKind::Address;
         match entry.key.as_str() {
+            "prefix" | "regex" if subject.is_secret => {
+                self.reader
+                    .problem(entry.mark, format!("`{}` {SECRET}", subject.name));
+                None
+            }
             "prefix" | "regex" if is_address => {
                 self.reader.problem(
                     entry.mark,
@@ -137,6 +147,11 @@ impl Reading<'_, '_> {
 
     /// Reads one value by the kind of its attribute.
     fn value(&mut self, subject: Subject<'_>, node: &Node, text: &str) -> Option<Condition> {
+        if subject.is_secret {
+            self.reader
+                .problem(node.mark, format!("`{}` {SECRET}", subject.name));
+            return None;
+        }
         let said = match subject.kind {
             AttributeKind::Address => parse_network(text).map(Condition::Network),
             AttributeKind::Version => version::parse_condition(text)

@@ -69,9 +69,12 @@ access_log: access.log
 "
         );
         folder.write("tidegate.yaml", &settings);
-        if !rules.is_empty() {
-            folder.write("rules/rules.yaml", rules);
-        }
+        let rules = if rules.is_empty() {
+            "rules: []\n"
+        } else {
+            rules
+        };
+        folder.write("rules/rules.yaml", rules);
     }
 
     /// Starts the proxy.
@@ -86,6 +89,7 @@ access_log: access.log
         let detection = settings.detection.spec();
         let running = app::start(Start {
             settings,
+            settings_file: None,
             rules,
             detection,
             listeners: Vec::new(),
