@@ -128,12 +128,17 @@ impl Window {
         }
     }
 
-    /// Walks the ticks that began at `from` or later, newest first.
+    /// Walks the ticks that began at `from` or later, newest first; the newest in any case. It is
+    /// longer than what was asked for when the control side was held up, and then it is all that
+    /// is known.
     pub(super) fn since(&self, from: Instant) -> impl Iterator<Item = &Tick> {
-        self.ticks
+        let older = self
+            .ticks
             .iter()
             .rev()
-            .take_while(move |tick| tick.from >= from)
+            .skip(1)
+            .take_while(move |tick| tick.from >= from);
+        self.ticks.back().into_iter().chain(older)
     }
 
     /// Returns the newest tick.

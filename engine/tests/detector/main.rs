@@ -479,3 +479,25 @@ fn an_incident_tells_its_evidence_and_what_was_refused() {
         "{refused:?}"
     );
 }
+
+/// A tick longer than the second that rates are taken over was no part of that second: nothing was
+/// seen to come, no surge began, and a blocked source that went on looked calm.
+#[test]
+fn a_detector_that_is_held_up_finds_the_loop_and_keeps_its_rule() {
+    let mut world = World::new(25);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 60.0));
+    world.run(BEGIN);
+    world.tick = Duration::from_millis(1500);
+    world.run(BEGIN + 50.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    assert!(world.when(Happening::Blocked).is_some());
+    assert!(
+        world.when(Happening::Released).is_none(),
+        "{:?}",
+        world.events
+    );
+}
