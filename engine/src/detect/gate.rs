@@ -63,6 +63,10 @@ pub(super) struct Alarm {
     pub(super) scope: Option<Literal>,
     /// When the surge began, as far as the test can tell.
     pub(super) since: Instant,
+    /// Requests per second of the scope since then, over a second at most.
+    pub(super) observed: f64,
+    /// Requests per second that were expected of it.
+    pub(super) expected: f64,
 }
 
 /// The running sums of all scopes.
@@ -188,6 +192,8 @@ impl Gate {
                 surges.then_some(Alarm {
                     scope,
                     since: cusum.since,
+                    observed,
+                    expected,
                 })
             })
             .collect()

@@ -130,7 +130,8 @@ impl Detector {
             suspicion.began = began;
         }
         if suspicion.wide && suspicion.incident.is_none() {
-            suspicion.incident = Some(self.incidents.open(suspicion.began, now));
+            let evidence = rates_of(&alarms, self.service);
+            suspicion.incident = Some(self.incidents.open(suspicion.began, evidence, now));
         }
         let due = now.since(suspicion.raised) < EAGER_FOR
             || suspicion
@@ -414,7 +415,7 @@ impl Detector {
         let incident = suspicion
             .incident
             .take()
-            .unwrap_or_else(|| self.incidents.open(suspicion.began, now));
+            .unwrap_or_else(|| self.incidents.open(suspicion.began, evidence.clone(), now));
         let name = act::name_of(incident);
         let who = cause.pattern.who(&self.columns);
         self.measures.push(Measure {
@@ -471,6 +472,20 @@ impl Detector {
         });
         self.incidents.happen(incident, what, now);
     }
+}
+
+/// Returns the rates of the widest scope that surges: everybody, or the busiest service.
+fn rates_of(alarms: &[Alarm], service: usize) -> Evidence {
+    let is_wide = |alarm: &&Alarm| alarm.scope.is_none_or(|literal| literal.column == service);
+    let widest = alarms.iter().filter(is_wide).max_by(|a, b| {
+        let everybody = a.scope.is_none().cmp(&b.scope.is_none());
+        everybody.then(a.observed.total_cmp(&b.observed))
+    });
+    widest.map_or_else(Evidence::default, |alarm| Evidence {
+        observed_rate: alarm.observed,
+        expected_rate: alarm.expected,
+        ..Evidence::default()
+    })
 }
 
 /// From when on blame looks at what came.

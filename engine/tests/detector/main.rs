@@ -480,6 +480,19 @@ fn an_incident_tells_its_evidence_and_what_was_refused() {
     );
 }
 
+#[test]
+fn the_first_event_of_a_surge_tells_what_came_and_what_was_expected() {
+    let mut world = World::new(24);
+    let loopers = devices(1000, "3.2.1", "app-2", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 2.0));
+    world.run(BEGIN + 2.0);
+    let surge = &world.events[0];
+    assert_eq!(surge.what, Happening::Surge);
+    let (observed, expected) = (surge.evidence.observed_rate, surge.evidence.expected_rate);
+    assert!((observed / 12_000.0 - 1.0).abs() < 0.1, "{observed}");
+    assert!((expected / 2000.0 - 1.0).abs() < 0.1, "{expected}");
+}
+
 /// A tick longer than the second that rates are taken over was no part of that second: nothing was
 /// seen to come, no surge began, and a blocked source that went on looked calm.
 #[test]
