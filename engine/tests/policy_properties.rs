@@ -91,8 +91,7 @@ fn obvious(rules: &[Rule], facts: &RequestFacts<'_>) -> (Option<Name>, Vec<Name>
             }
             matched.push(rule.name.clone());
             if rule.mode == Mode::Enforce && word != "log" {
-                let refuses = word != "allow";
-                return (refuses.then(|| rule.name.clone()), matched);
+                return (Some(rule.name.clone()), matched);
             }
         }
     }
