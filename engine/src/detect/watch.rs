@@ -380,8 +380,9 @@ impl Detector {
             let has = |measure: &Measure| measure.address == Some(address);
             !self.measures.iter().any(has)
         };
-        let (address, requests) = self.window.busiest_address(from, has_none)?;
-        let observed = requests / self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        // A gateway of many honest clients that always is as busy as the cause must not be taken for
+        // it, by chance or because somebody aimed at that: what counts is the rise.
+        let (address, observed) = self.window.risen_most(from, suspicion.began, has_none)?;
         let excess = cause.observed - cause.expected;
         if observed < SINGLE_ADDRESS_MIN * excess || observed > excess / SINGLE_ADDRESS_MIN {
             return None;

@@ -177,17 +177,32 @@ impl Window {
             .sum()
     }
 
-    /// Returns the busiest address since `from` that `belongs` picks, with its requests.
-    pub(super) fn busiest_address(
+    /// Returns the address, of those that `belongs` picks, whose requests per second since `from`
+    /// have risen the most over what they were before `began`, and that rise. `None` where too little
+    /// is kept from before to tell.
+    pub(super) fn risen_most(
         &self,
         from: Instant,
+        began: Instant,
         belongs: impl Fn(IpAddr) -> bool,
     ) -> Option<(IpAddr, f64)> {
-        let mut sums: BTreeMap<IpAddr, f64> = BTreeMap::new();
-        for (address, requests) in self.since(from).flat_map(|tick| &tick.talkers) {
-            *sums.entry(*address).or_default() += requests;
+        let before = || self.ticks.iter().filter(|tick| tick.until <= began);
+        let seconds_before: f64 = before().map(Tick::seconds).sum();
+        let seconds = self.seconds_since(from);
+        if seconds_before < SECOND.as_secs_f64() || seconds <= 0.0 {
+            return None;
         }
-        sums.into_iter()
+        let mut rises: BTreeMap<IpAddr, f64> = BTreeMap::new();
+        for (address, requests) in self.since(from).flat_map(|tick| &tick.talkers) {
+            *rises.entry(*address).or_default() += requests / seconds;
+        }
+        for (address, requests) in before().flat_map(|tick| &tick.talkers) {
+            if let Some(rise) = rises.get_mut(address) {
+                *rise -= requests / seconds_before;
+            }
+        }
+        rises
+            .into_iter()
             .filter(|(address, _)| belongs(*address))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }

@@ -514,3 +514,23 @@ fn a_detector_that_is_held_up_finds_the_loop_and_keeps_its_rule() {
         world.events
     );
 }
+
+/// The busiest address was taken for the cause where what it always sends was as much as the excess:
+/// whoever looped as loud as a gateway got the gateway blocked.
+#[test]
+fn a_gateway_as_busy_as_the_loop_is_not_taken_for_its_cause() {
+    let mut world = World::new(26);
+    let mut gateway = background(1200, 1.0, &mut world.random);
+    for client in &mut gateway {
+        client.address = [203, 0, 113, 7].into();
+    }
+    world.background.extend(gateway);
+    let loopers = devices(120, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
+    world.run(BEGIN + 15.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    assert!(world.others.refused == 0, "{:?}", world.others);
+}
