@@ -283,6 +283,7 @@ impl Detector {
             columns: &self.columns,
             instances: &self.instances,
             addresses: &self.addresses,
+            level: self.reference.level(),
             now,
         };
         judge.find(source, expected, suspicion.began)

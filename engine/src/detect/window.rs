@@ -12,12 +12,16 @@ use crate::traffic::{CocoSketch, LeafKey, Names, ROWS_MAX, Random, Sample, Sampl
 /// How long combinations are kept: what blame may look back on.
 pub(super) const LEAVES_KEPT: Duration = Duration::from_secs(2);
 
-/// How long samples of clients are kept: the longer of the two windows in which a client's requests
-/// are counted.
+/// How long samples of clients are kept: the longest of the three windows in which a client's
+/// requests are counted.
 pub(super) const CLIENTS_KEPT: Duration = Duration::from_secs(8);
 
-/// The shorter of the two.
+/// The one in the middle, over which rates are taken, too.
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// The shortest: in it most clients usually send one request, so who loops quickly stands out before
+/// a second is over.
+pub(super) const SHORT: Duration = Duration::from_millis(300);
 
 /// The most combinations of one tick; above, they are sampled through a sketch of this size.
 /// 8,192 × 80 B × 20 ticks = 12.5 MiB at worst.
@@ -215,8 +219,19 @@ impl Window {
         from: Instant,
         belongs: impl Fn(&LeafKey) -> bool,
     ) -> Clients {
+        self.clients_between(kind, from, Instant::MAX, belongs)
+    }
+
+    /// The same, of the ticks that ended at `until` or before.
+    pub(super) fn clients_between(
+        &self,
+        kind: ClientKind,
+        from: Instant,
+        until: Instant,
+        belongs: impl Fn(&LeafKey) -> bool,
+    ) -> Clients {
         let mut merged = MergeClients::default();
-        for tick in self.since(from) {
+        for tick in self.since(from).filter(|tick| tick.until <= until) {
             let clients = match kind {
                 ClientKind::Instance => &tick.instances,
                 ClientKind::Address => &tick.addresses,

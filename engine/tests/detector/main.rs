@@ -534,3 +534,46 @@ fn a_gateway_as_busy_as_the_loop_is_not_taken_for_its_cause() {
     );
     assert!(world.others.refused == 0, "{:?}", world.others);
 }
+
+/// As in a demonstration: 400 honest requests a second, and 900 devices that loop about eight times a
+/// second each. The source was found only after half a second, when each had sent three times.
+#[test]
+fn a_loud_loop_is_throttled_before_its_devices_have_sent_three_times() {
+    for seed in 0..8 {
+        let spec = DetectionSpec {
+            warmup: Duration::from_secs(7),
+            ..DetectionSpec::default()
+        };
+        let mut world = World::with(seed, spec);
+        world.background = background(400, 1.0, &mut world.random);
+        let loopers = devices(900, "3.2.1", "acme", 7500.0 / 900.0, &mut world);
+        world.loads.push(load(loopers, 12.95, 14.0));
+        world.run(14.0);
+        assert_eq!(
+            world.ruled(),
+            ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+        );
+        let throttled = world.when(Happening::Throttled).unwrap() - 13.0;
+        assert!(throttled <= 0.35, "throttled after {throttled} s");
+    }
+}
+
+/// What a short window must not be taken in by: a crowd whose clients open with one to three requests at
+/// once, where clients usually send one a second.
+#[test]
+fn a_crowd_whose_clients_open_with_two_requests_makes_no_rule() {
+    let mut world = World::new(27);
+    let clients = devices(3000, "4.1.0", "acme", 1.0, &mut world);
+    for (tenth, clients) in (0_u32..).zip(clients.chunks(150)) {
+        let from = BEGIN + f64::from(tenth) / 10.0 + 0.05;
+        let mut opening = clients.to_vec();
+        for client in &mut opening {
+            client.rate = 22.0;
+        }
+        world.loads.push(load(opening, from, from + 0.1));
+        let clients = clients.to_vec();
+        world.loads.push(load(clients, from + 0.1, BEGIN + 20.0));
+    }
+    world.run(BEGIN + 20.0);
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+}
