@@ -434,6 +434,8 @@ impl Detector {
         }
     }
 
+    /// Learns what clients sent until a second ago: what began since may turn out to be a surge, whose
+    /// clients must not say what is usual of themselves.
     fn learn_clients(&mut self, now: Instant) {
         let rules: Vec<Pattern> = self
             .measures
@@ -444,6 +446,7 @@ impl Detector {
         let fade = self.reference.fading(SECOND);
         let long = now.since(self.clock.long) >= CLIENTS_KEPT / 2
             && self.window.seconds_since(now - CLIENTS_KEPT) > CLIENTS_KEPT.as_secs_f64() * 0.9;
+        let until = now - SECOND;
         if long {
             self.clock.long = now;
         }
@@ -452,11 +455,12 @@ impl Detector {
             (ClientKind::Address, &mut self.addresses),
         ] {
             usual.fade(fade);
-            let second = self.window.clients_since(kind, now - SECOND, belongs);
-            usual.learn(&second, Length::Second);
-            if long {
-                let clients = self.window.clients_since(kind, now - CLIENTS_KEPT, belongs);
-                usual.learn(&clients, Length::Long);
+            for length in [Length::Short, Length::Second, Length::Long] {
+                if length != Length::Long || long {
+                    let from = until - length.duration();
+                    let clients = self.window.clients_between(kind, from, until, belongs);
+                    usual.learn(&clients, length);
+                }
             }
         }
     }

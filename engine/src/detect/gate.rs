@@ -25,8 +25,11 @@ pub(super) const EFFECT_MIN: f64 = 1.5;
 /// The most single values watched at a time: 4,096 × 48 B.
 const SCOPES_MAX: usize = 4096;
 
-/// The most one tick may add, so that one burst of 100 ms is no surge.
+/// The most one tick may add, so that one tick alone is no surge.
 const STEP_MAX: f64 = THRESHOLD / 2.0;
+
+/// From which sum on nothing is learnt: one tick of a surge suffices.
+const UNEASY: f64 = STEP_MAX;
 
 /// The running sum of one scope.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,10 @@ pub(super) struct Alarm {
     pub(super) scope: Option<Literal>,
     /// When the surge began, as far as the test can tell.
     pub(super) since: Instant,
+    /// Requests per second of the scope since then, over a second at most.
+    pub(super) observed: f64,
+    /// Requests per second that were expected of it.
+    pub(super) expected: f64,
 }
 
 /// The running sums of all scopes.
@@ -87,7 +94,7 @@ impl Gate {
 
     /// Returns whether everybody's sum is half way to an alarm: too suspicious to learn from.
     pub(super) fn is_uneasy(&self) -> bool {
-        self.everybody.sum > THRESHOLD / 2.0
+        self.everybody.sum >= UNEASY
     }
 
     /// Judges the newest tick; `evidence` picks the leaves that count, `expected_of` says how many
@@ -188,6 +195,8 @@ impl Gate {
                 surges.then_some(Alarm {
                     scope,
                     since: cusum.since,
+                    observed,
+                    expected,
                 })
             })
             .collect()

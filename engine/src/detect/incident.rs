@@ -135,8 +135,8 @@ impl Incidents {
         std::mem::take(&mut self.events)
     }
 
-    /// Opens an incident with the moment of its alarm.
-    pub(super) fn open(&mut self, began: Instant, now: Instant) -> IncidentId {
+    /// Opens an incident with the moment of its alarm and the rates that raised it.
+    pub(super) fn open(&mut self, began: Instant, evidence: Evidence, now: Instant) -> IncidentId {
         if self.all.len() >= INCIDENTS_MAX {
             let oldest = self.all.iter().position(|incident| !incident.active);
             self.all.remove(oldest.unwrap_or(0));
@@ -149,7 +149,7 @@ impl Incidents {
             source: None,
             nature: None,
             rule: None,
-            evidence: Evidence::default(),
+            evidence,
             timeline: Vec::new(),
             active: true,
         });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::pattern::Pattern;
 use super::usual::{Length, Tally, Usual};
-use super::window::{CLIENTS_KEPT, ClientKind, Clients, SECOND, Window};
+use super::window::{ClientKind, Clients, SHORT, Window};
 use crate::time::Instant;
 use crate::traffic::{Columns, LeafKey};
 
@@ -13,6 +13,11 @@ const LOOP_MIN: f64 = 2.0;
 
 /// Up to how many times it is a crowd.
 const CROWD_MAX: f64 = 1.5;
+
+/// From how many times everybody's usual traffic on, as excess of one source, the shortest window may
+/// say that it is a loop. In it a crowd whose clients open with a burst looks like one; but no crowd
+/// comes so many within [`SHORT`], and what does hurts everybody with each tick that it goes on.
+const DRASTIC_MIN: f64 = 4.0;
 
 /// Sampled clients below which nothing is said of a crowd.
 const SAMPLED_MIN: usize = 8;
@@ -61,6 +66,8 @@ pub(super) struct Judge<'a> {
     pub(super) columns: &'a Columns,
     pub(super) instances: &'a Usual,
     pub(super) addresses: &'a Usual,
+    /// Requests per second that are expected of everybody.
+    pub(super) level: f64,
     pub(super) now: Instant,
 }
 
@@ -78,19 +85,21 @@ impl Judge<'_> {
     pub(super) fn find(&self, source: &Pattern, expected: f64, since: Instant) -> Finding {
         let who = source.who(self.columns);
         let age = self.now.since(since);
-        let second = self.clients(ClientKind::Instance, &who, SECOND);
-        let long = self.clients(ClientKind::Instance, &who, CLIENTS_KEPT);
-        let usual_second = self.instances.of(&who, Length::Second);
-        let usual_long = self.instances.of(&who, Length::Long);
-        let says = [
-            self.says(&second, SECOND, usual_second, expected),
-            self.says(&long, CLIENTS_KEPT, usual_long, expected),
-        ];
-        let nature = if says.contains(&Says::Fewer) {
+        let [short, second, long] = [Length::Short, Length::Second, Length::Long]
+            .map(|length| self.clients(ClientKind::Instance, &who, length));
+        let says = |clients: &Clients, length| {
+            let usual = self.instances.of(&who, length);
+            self.says(clients, length, usual, expected)
+        };
+        let says_second = says(&second, Length::Second);
+        let says_long = says(&long, Length::Long);
+        let is_loop = [says_second, says_long].contains(&Says::Fewer)
+            || self.is_drastic(&short, expected) && says(&short, Length::Short) == Says::Fewer;
+        let nature = if is_loop {
             Nature::Loop
-        } else if self.are_forged(&who, &long, usual_long, expected, age) {
+        } else if self.are_forged(&who, &long, expected, age) {
             Nature::ForgedInstances
-        } else if age >= CROWD_AFTER && says.iter().all(|says| *says == Says::More) {
+        } else if age >= CROWD_AFTER && says_second == Says::More && says_long == Says::More {
             Nature::Crowd
         } else {
             Nature::Unclear
@@ -104,29 +113,31 @@ impl Judge<'_> {
         }
     }
 
-    fn clients(&self, kind: ClientKind, who: &Pattern, length: Duration) -> Clients {
+    fn clients(&self, kind: ClientKind, who: &Pattern, length: Length) -> Clients {
         let belongs = |key: &LeafKey| who.matches(key);
-        let clients = self.window.clients_since(kind, self.now - length, belongs);
+        let from = self.now - length.duration();
+        let clients = self.window.clients_since(kind, from, belongs);
         one_row_each(clients)
+    }
+
+    /// Returns whether so much more came than from everybody else that the short window may decide.
+    fn is_drastic(&self, short: &Clients, expected: f64) -> bool {
+        let seconds = self.window.seconds_since(self.now - SHORT);
+        let came = requests(short) * f64::from(short.shift).exp2();
+        came - expected * seconds >= DRASTIC_MIN * self.level * seconds
     }
 
     /// Compares the number of clients with the number that would explain the excess. With a usual
     /// mean of `m` requests per client, `f` expected and `v` observed requests: as many as
     /// `f/m + (v-f)/m` clients make a crowd; at most `f/m + (v-f)/(2m)`, and the excess comes from
     /// clients that send at least twice as much as usual.
-    fn says(
-        &self,
-        clients: &Clients,
-        length: Duration,
-        usual: Option<Tally>,
-        expected: f64,
-    ) -> Says {
+    fn says(&self, clients: &Clients, length: Length, usual: Option<Tally>, expected: f64) -> Says {
         let Some(usual) = usual else {
             return Says::Neither;
         };
         let scale = f64::from(clients.shift).exp2();
         let sampled = clients.rows.len() as f64;
-        let seconds = self.window.seconds_since(self.now - length);
+        let seconds = self.window.seconds_since(self.now - length.duration());
         let came = requests(clients) * scale;
         let excess = came - expected * seconds;
         if excess <= 0.0 || clients.rows.is_empty() {
@@ -134,18 +145,12 @@ impl Judge<'_> {
         }
         let mean = usual.mean();
         let before = expected * seconds / mean;
-        // Two standard errors either way where clients were sampled; none where all were counted.
-        let error = if clients.shift == 0 {
-            0.0
-        } else {
-            2.0 * sampled.sqrt()
-        };
-        let most = (sampled + error) * scale;
-        let least = (sampled - error) * scale;
-        if most < before + excess / (LOOP_MIN * mean) {
+        // How many clients there are beyond those that the excess is worth at so many times the usual.
+        let beyond = |times: f64| sampled * scale - before - excess / (times * mean);
+        if beyond(LOOP_MIN) + error_of(clients, LOOP_MIN * mean) < 0.0 {
             Says::Fewer
         } else if clients.rows.len() >= SAMPLED_MIN
-            && least >= before + excess / (CROWD_MAX * mean) - 2.0 * before.sqrt()
+            && beyond(CROWD_MAX) - error_of(clients, CROWD_MAX * mean) >= -2.0 * before.sqrt()
         {
             Says::More
         } else {
@@ -153,15 +158,8 @@ impl Judge<'_> {
         }
     }
 
-    fn are_forged(
-        &self,
-        who: &Pattern,
-        long: &Clients,
-        usual: Option<Tally>,
-        expected: f64,
-        age: Duration,
-    ) -> bool {
-        let Some(usual) = usual else {
+    fn are_forged(&self, who: &Pattern, long: &Clients, expected: f64, age: Duration) -> bool {
+        let Some(usual) = self.instances.of(who, Length::Long) else {
             return false;
         };
         let singles = long.rows.iter().filter(|row| row.requests == 1).count();
@@ -170,14 +168,24 @@ impl Judge<'_> {
             && long.rows.len() >= SAMPLED_MIN
             && share >= FORGED_SINGLE_MIN
             && usual.single_share() <= USUALLY_SINGLE_MAX
-            && [(SECOND, Length::Second), (CLIENTS_KEPT, Length::Long)]
-                .into_iter()
-                .any(|(window, length)| {
-                    let addresses = self.clients(ClientKind::Address, who, window);
-                    let usual = self.addresses.of(who, length);
-                    self.says(&addresses, window, usual, expected) == Says::Fewer
-                })
+            && [Length::Second, Length::Long].into_iter().any(|length| {
+                let addresses = self.clients(ClientKind::Address, who, length);
+                let usual = self.addresses.of(who, length);
+                self.says(&addresses, length, usual, expected) == Says::Fewer
+            })
     }
+}
+
+/// Two standard errors of `clients − requests / per_client` as it is estimated from a sample (Horvitz
+/// and Thompson, 1952); 0 where all clients were counted. Numbers of clients and of requests are from
+/// one sample and err together: a loop whose clients all send alike is sure from a few of them.
+fn error_of(clients: &Clients, per_client: f64) -> f64 {
+    let scale = f64::from(clients.shift).exp2();
+    let squares = clients
+        .rows
+        .iter()
+        .map(|row| (1.0 - f64::from(row.requests) / per_client).powi(2));
+    2.0 * (scale * (scale - 1.0) * squares.sum::<f64>()).sqrt()
 }
 
 fn requests(clients: &Clients) -> f64 {

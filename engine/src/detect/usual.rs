@@ -1,14 +1,16 @@
 //! How much one client usually sends: requests per instance and per address, by who they are.
 
+use std::time::Duration;
+
 use ahash::AHashMap;
 
 use super::pattern::Pattern;
-use super::window::Clients;
+use super::window::{CLIENTS_KEPT, Clients, SECOND, SHORT};
 use crate::traffic::LeafKey;
 
-/// The most combinations of who attributes that are kept apart: 16,384 × 176 B = 2.8 MiB, once for
-/// instances and once for addresses. Who comes later is part of everybody only.
-const ROWS_MAX: usize = 1 << 14;
+/// The most combinations of who attributes that are kept apart: 8,192 × (160 B + 34 B of index) =
+/// 1.5 MiB, once for instances and once for addresses. Who comes later is part of everybody only.
+const ROWS_MAX: usize = 1 << 13;
 
 /// Clients that must have been counted before a mean is used.
 const CLIENTS_MIN: f64 = 30.0;
@@ -65,25 +67,40 @@ impl Tally {
     }
 }
 
-/// Both window lengths.
+/// All window lengths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tallies {
-    pub(super) second: Tally,
-    pub(super) long: Tally,
+    short: Tally,
+    second: Tally,
+    long: Tally,
 }
 
-/// Which of the two window lengths.
+/// Which of the window lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Length {
+    /// [`super::window::SHORT`].
+    Short,
     /// One second.
     Second,
     /// [`super::window::CLIENTS_KEPT`].
     Long,
 }
 
+impl Length {
+    /// Returns how long it is.
+    pub(super) fn duration(self) -> Duration {
+        match self {
+            Self::Short => SHORT,
+            Self::Second => SECOND,
+            Self::Long => CLIENTS_KEPT,
+        }
+    }
+}
+
 impl Tallies {
     pub(super) fn of(&self, length: Length) -> &Tally {
         match length {
+            Length::Short => &self.short,
             Length::Second => &self.second,
             Length::Long => &self.long,
         }
@@ -91,6 +108,7 @@ impl Tallies {
 
     fn of_mut(&mut self, length: Length) -> &mut Tally {
         match length {
+            Length::Short => &mut self.short,
             Length::Second => &mut self.second,
             Length::Long => &mut self.long,
         }
@@ -131,6 +149,7 @@ impl Usual {
     /// Lets time pass; who has not been seen for long makes room.
     pub(super) fn fade(&mut self, factor: f64) {
         let fade = |tallies: &mut Tallies| {
+            tallies.short.fade(factor);
             tallies.second.fade(factor);
             tallies.long.fade(factor);
         };

@@ -130,7 +130,8 @@ impl Detector {
             suspicion.began = began;
         }
         if suspicion.wide && suspicion.incident.is_none() {
-            suspicion.incident = Some(self.incidents.open(suspicion.began, now));
+            let evidence = rates_of(&alarms, self.service);
+            suspicion.incident = Some(self.incidents.open(suspicion.began, evidence, now));
         }
         let due = now.since(suspicion.raised) < EAGER_FOR
             || suspicion
@@ -282,6 +283,7 @@ impl Detector {
             columns: &self.columns,
             instances: &self.instances,
             addresses: &self.addresses,
+            level: self.reference.level(),
             now,
         };
         judge.find(source, expected, suspicion.began)
@@ -379,8 +381,9 @@ impl Detector {
             let has = |measure: &Measure| measure.address == Some(address);
             !self.measures.iter().any(has)
         };
-        let (address, requests) = self.window.busiest_address(from, has_none)?;
-        let observed = requests / self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        // A gateway of many honest clients that always is as busy as the cause must not be taken for
+        // it, by chance or because somebody aimed at that: what counts is the rise.
+        let (address, observed) = self.window.risen_most(from, suspicion.began, has_none)?;
         let excess = cause.observed - cause.expected;
         if observed < SINGLE_ADDRESS_MIN * excess || observed > excess / SINGLE_ADDRESS_MIN {
             return None;
@@ -414,7 +417,7 @@ impl Detector {
         let incident = suspicion
             .incident
             .take()
-            .unwrap_or_else(|| self.incidents.open(suspicion.began, now));
+            .unwrap_or_else(|| self.incidents.open(suspicion.began, evidence.clone(), now));
         let name = act::name_of(incident);
         let who = cause.pattern.who(&self.columns);
         self.measures.push(Measure {
@@ -471,6 +474,20 @@ impl Detector {
         });
         self.incidents.happen(incident, what, now);
     }
+}
+
+/// Returns the rates of the widest scope that surges: everybody, or the busiest service.
+fn rates_of(alarms: &[Alarm], service: usize) -> Evidence {
+    let is_wide = |alarm: &&Alarm| alarm.scope.is_none_or(|literal| literal.column == service);
+    let widest = alarms.iter().filter(is_wide).max_by(|a, b| {
+        let everybody = a.scope.is_none().cmp(&b.scope.is_none());
+        everybody.then(a.observed.total_cmp(&b.observed))
+    });
+    widest.map_or_else(Evidence::default, |alarm| Evidence {
+        observed_rate: alarm.observed,
+        expected_rate: alarm.expected,
+        ..Evidence::default()
+    })
 }
 
 /// From when on blame looks at what came.

@@ -12,12 +12,16 @@ use crate::traffic::{CocoSketch, LeafKey, Names, ROWS_MAX, Random, Sample, Sampl
 /// How long combinations are kept: what blame may look back on.
 pub(super) const LEAVES_KEPT: Duration = Duration::from_secs(2);
 
-/// How long samples of clients are kept: the longer of the two windows in which a client's requests
-/// are counted.
+/// How long samples of clients are kept: the longest of the three windows in which a client's
+/// requests are counted.
 pub(super) const CLIENTS_KEPT: Duration = Duration::from_secs(8);
 
-/// The shorter of the two.
+/// The one in the middle, over which rates are taken, too.
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// The shortest: in it most clients usually send one request, so who loops quickly stands out before
+/// a second is over.
+pub(super) const SHORT: Duration = Duration::from_millis(300);
 
 /// The most combinations of one tick; above, they are sampled through a sketch of this size.
 /// 8,192 × 80 B × 20 ticks = 12.5 MiB at worst.
@@ -128,12 +132,17 @@ impl Window {
         }
     }
 
-    /// Walks the ticks that began at `from` or later, newest first.
+    /// Walks the ticks that began at `from` or later, newest first; the newest in any case. It is
+    /// longer than what was asked for when the control side was held up, and then it is all that
+    /// is known.
     pub(super) fn since(&self, from: Instant) -> impl Iterator<Item = &Tick> {
-        self.ticks
+        let older = self
+            .ticks
             .iter()
             .rev()
-            .take_while(move |tick| tick.from >= from)
+            .skip(1)
+            .take_while(move |tick| tick.from >= from);
+        self.ticks.back().into_iter().chain(older)
     }
 
     /// Returns the newest tick.
@@ -172,17 +181,32 @@ impl Window {
             .sum()
     }
 
-    /// Returns the busiest address since `from` that `belongs` picks, with its requests.
-    pub(super) fn busiest_address(
+    /// Returns the address, of those that `belongs` picks, whose requests per second since `from`
+    /// have risen the most over what they were before `began`, and that rise. `None` where too little
+    /// is kept from before to tell.
+    pub(super) fn risen_most(
         &self,
         from: Instant,
+        began: Instant,
         belongs: impl Fn(IpAddr) -> bool,
     ) -> Option<(IpAddr, f64)> {
-        let mut sums: BTreeMap<IpAddr, f64> = BTreeMap::new();
-        for (address, requests) in self.since(from).flat_map(|tick| &tick.talkers) {
-            *sums.entry(*address).or_default() += requests;
+        let before = || self.ticks.iter().filter(|tick| tick.until <= began);
+        let seconds_before: f64 = before().map(Tick::seconds).sum();
+        let seconds = self.seconds_since(from);
+        if seconds_before < SECOND.as_secs_f64() || seconds <= 0.0 {
+            return None;
         }
-        sums.into_iter()
+        let mut rises: BTreeMap<IpAddr, f64> = BTreeMap::new();
+        for (address, requests) in self.since(from).flat_map(|tick| &tick.talkers) {
+            *rises.entry(*address).or_default() += requests / seconds;
+        }
+        for (address, requests) in before().flat_map(|tick| &tick.talkers) {
+            if let Some(rise) = rises.get_mut(address) {
+                *rise -= requests / seconds_before;
+            }
+        }
+        rises
+            .into_iter()
             .filter(|(address, _)| belongs(*address))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }
@@ -195,8 +219,19 @@ impl Window {
         from: Instant,
         belongs: impl Fn(&LeafKey) -> bool,
     ) -> Clients {
+        self.clients_between(kind, from, Instant::MAX, belongs)
+    }
+
+    /// The same, of the ticks that ended at `until` or before.
+    pub(super) fn clients_between(
+        &self,
+        kind: ClientKind,
+        from: Instant,
+        until: Instant,
+        belongs: impl Fn(&LeafKey) -> bool,
+    ) -> Clients {
         let mut merged = MergeClients::default();
-        for tick in self.since(from) {
+        for tick in self.since(from).filter(|tick| tick.until <= until) {
             let clients = match kind {
                 ClientKind::Instance => &tick.instances,
                 ClientKind::Address => &tick.addresses,

@@ -19,7 +19,6 @@ use tidegate_engine::rules::{Action, Condition, Mode, Rule, VersionCondition};
 use tidegate_engine::time::Instant;
 use tidegate_engine::traffic::{Arrival, Random, Recorder, Standing, Traffic};
 
-const TICK: Duration = Duration::from_millis(100);
 pub(crate) const SERVICES: [&str; 3] = ["chat", "kb", "login"];
 
 /// One client: a device with an address.
@@ -77,6 +76,8 @@ pub(crate) struct World {
     /// Share of the background's requests that go to a service, in the order of [`SERVICES`].
     pub(crate) services: [f64; 3],
     pub(crate) stress: Stress,
+    /// How often the detector is called.
+    pub(crate) tick: Duration,
     pub(crate) now: f64,
     pub(crate) events: Vec<Event>,
     rules: Vec<Rule>,
@@ -159,6 +160,7 @@ impl World {
             loads: Vec::new(),
             services: [0.6, 0.3, 0.1],
             stress: Stress::none(),
+            tick: Duration::from_millis(100),
             now: 1.0,
             events: Vec::new(),
             rules: Vec::new(),
@@ -189,7 +191,7 @@ impl World {
             for (client, load) in self.requests_of(&senders) {
                 self.request(client, load);
             }
-            self.now += TICK.as_secs_f64();
+            self.now += self.tick.as_secs_f64();
             let now = Instant::from_secs_f64(self.now);
             let tick = self.detector.tick(&self.traffic, &self.stress, now);
             self.events.extend(tick.events);
@@ -208,7 +210,7 @@ impl World {
     ) -> Vec<(&'a Client, Option<&'a Load>)> {
         let mut requests = Vec::new();
         for sender in senders {
-            let mut left = -sender.0.rate * TICK.as_secs_f64();
+            let mut left = -sender.0.rate * self.tick.as_secs_f64();
             loop {
                 left -= (1.0 - self.random.unit()).ln();
                 if left > 0.0 {
