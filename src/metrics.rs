@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::local::{LocalHistogram, LocalIntCounter};
+use prometheus::proto::Metric;
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -307,9 +308,9 @@ impl Metrics {
 }
 
 /// Removes the series of those that are no longer in force. The family has one label.
-pub fn forget_but<B: MetricVecBuilder>(live: &HashSet<&str>, series: &MetricVec<B>) {
+pub(crate) fn forget_but<B: MetricVecBuilder>(live: &HashSet<&str>, series: &MetricVec<B>) {
     for family in series.collect() {
-        for label in family.get_metric().iter().flat_map(|one| one.get_label()) {
+        for label in family.get_metric().iter().flat_map(Metric::get_label) {
             let name = label.value();
             if !live.contains(name)
                 && let Err(error) = series.remove_label_values(&[name])

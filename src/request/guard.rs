@@ -138,10 +138,9 @@ impl ConnectionState {
                 self.phase.set(Phase::Head);
                 self.deadline.set(self.now.get() + HEAD_TIMEOUT);
             }
-            Phase::Head => {}
             // The next head may come along, but behind a body nobody knows where it begins.
             Phase::Serving if self.has_body.get() => return,
-            Phase::Serving => {}
+            Phase::Head | Phase::Serving => {}
         }
         let mut head = self.head.borrow_mut();
         let room = HEAD_BYTES_MAX.saturating_sub(head.len());
