@@ -4,23 +4,21 @@
 //! twice with different values could be one client to us and another to the upstream, so it is
 //! refused; an over-long value is hashed, never skipped; names with an underscore never count.
 
+mod places;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
-use http::header::{AUTHORIZATION, COOKIE, HeaderName, USER_AGENT};
+use http::header::{HeaderName, USER_AGENT};
 use http::{HeaderMap, Uri};
 use regex::Regex;
 use tidegate_engine::attribute::{AttributeId, Schema};
 use tidegate_engine::request::{HashKey, RequestFacts};
 
+use self::places::{header, names, read_from};
 use super::target::Invalid;
 use crate::settings::{AttributeSource, ValueFrom};
-
-/// The longest JWT that is looked into: as long as a head can be, so that no padding hides a claim.
-const JWT_BYTES_MAX: usize = super::guard::HEAD_BYTES_MAX;
 
 /// Reads attributes from requests.
 #[derive(Debug)]
@@ -49,11 +47,6 @@ pub(crate) struct Readable<'a> {
     pub(crate) host: &'a str,
     pub(crate) path: &'a str,
 }
-
-const AMBIGUOUS: Invalid = Invalid {
-    status: 400,
-    detail: "a field that identifies the client is given twice",
-};
 
 impl Identify {
     /// Reads these attributes; those that are not in the schema are left out.
@@ -146,7 +139,7 @@ impl AttributeReader {
 enum Extract {
     /// All of it.
     Whole,
-    /// What follows this text, where it stands first in the value and something follows. It is what
+    /// What follows this text, at the first place where something follows it. It is what
     /// a pattern like `release-v(.+)` says, and takes a tenth of the time.
     After(Box<str>),
     /// The first group of the match, or the whole match where the pattern has no group.
@@ -194,147 +187,6 @@ impl Extract {
             Cow::Borrowed(text) => text.get(range).map(Cow::Borrowed),
             Cow::Owned(text) => text.get(range).map(|part| Cow::Owned(part.to_owned())),
         }
-    }
-}
-
-/// Returns whether a place is in this header.
-fn names(place: &ValueFrom, header: &HeaderName) -> bool {
-    match place {
-        ValueFrom::Header(name) => name == header,
-        ValueFrom::Cookie(_) => *header == COOKIE,
-        ValueFrom::JwtClaim(_) => *header == AUTHORIZATION,
-        ValueFrom::FirstOf(places) => places.iter().any(|place| names(place, header)),
-        ValueFrom::Query(_) | ValueFrom::HostLabel(_) | ValueFrom::PathSegment(_) => false,
-    }
-}
-
-fn read_from<'a>(
-    place: &ValueFrom,
-    request: &Readable<'a>,
-) -> Result<Option<Cow<'a, str>>, Invalid> {
-    match place {
-        ValueFrom::Header(name) => header(request.headers, name),
-        ValueFrom::Query(name) => query(request.uri.query().unwrap_or_default(), name),
-        ValueFrom::Cookie(name) => cookie(request.headers, name),
-        ValueFrom::HostLabel(number) => Ok(host_label(request.host, *number).map(Cow::Borrowed)),
-        ValueFrom::PathSegment(number) => {
-            let mut segments = request
-                .path
-                .split('/')
-                .filter(|segment| !segment.is_empty());
-            Ok(segments.nth(number.saturating_sub(1)).map(Cow::Borrowed))
-        }
-        ValueFrom::JwtClaim(claim) => {
-            let token = header(request.headers, &AUTHORIZATION)?;
-            Ok(token
-                .and_then(|token| jwt_claim(&token, claim))
-                .map(Cow::Owned))
-        }
-        // Places within places are refused where the settings are read.
-        ValueFrom::FirstOf(_) => Ok(None),
-    }
-}
-
-/// Returns a header's value. The same value twice is one value; two values are refused.
-fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Cow<'a, str>>, Invalid> {
-    let Some(first) = headers.get(name) else {
-        return Ok(None);
-    };
-    // `get_all` walks a chain that a single value does not have.
-    if headers.get_all(name).iter().any(|other| other != first) {
-        return Err(AMBIGUOUS);
-    }
-    Ok(Some(text(first.as_bytes())))
-}
-
-/// Returns bytes as text; bytes that are no UTF-8 are written as escapes, so distinct values stay
-/// distinct.
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Cow::Borrowed(text.trim()),
-        Err(_) => Cow::Owned(bytes.escape_ascii().to_string()),
-    }
-}
-
-/// Returns a query parameter, unescaped. Given twice with different values, it is refused.
-fn query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
-    let mut found: Option<Cow<'a, str>> = None;
-    for pair in query.split('&') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if unescape_query(key) != name {
-            continue;
-        }
-        let value = unescape_query(value);
-        match &found {
-            Some(first) if *first != value => return Err(AMBIGUOUS),
-            Some(_) => {}
-            None => found = Some(value),
-        }
-    }
-    Ok(found)
-}
-
-/// Undoes `%xx` and `+`; an escape that is none stays as it is.
-fn unescape_query(text: &str) -> Cow<'_, str> {
-    if !text.bytes().any(|byte| byte == b'%' || byte == b'+') {
-        return Cow::Borrowed(text);
-    }
-    let spaced = text.replace('+', " ");
-    let bytes: Vec<u8> = percent_encoding::percent_decode_str(&spaced).collect();
-    match String::from_utf8(bytes) {
-        Ok(text) => Cow::Owned(text),
-        Err(error) => Cow::Owned(error.as_bytes().escape_ascii().to_string()),
-    }
-}
-
-/// Returns a cookie. Given twice with different values, it is refused.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
-    let mut found: Option<&'a [u8]> = None;
-    let pairs = headers
-        .get_all(COOKIE)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    for pair in pairs {
-        let mut halves = pair.splitn(2, |byte| *byte == b'=');
-        if halves.next().unwrap_or_default().trim_ascii() != name.as_bytes() {
-            continue;
-        }
-        let value = halves.next().unwrap_or_default().trim_ascii();
-        match found {
-            Some(first) if first != value => return Err(AMBIGUOUS),
-            _ => found = Some(value),
-        }
-    }
-    Ok(found.map(text))
-}
-
-/// Returns the n-th label of a host, counted from 1; an address has none.
-fn host_label(host: &str, number: usize) -> Option<&str> {
-    if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
-        return None;
-    }
-    host.split('.')
-        .nth(number.checked_sub(1)?)
-        .filter(|label| !label.is_empty())
-}
-
-/// Reads a claim of a JWT's payload without verifying anything: the claim says who the client
-/// pretends to be, which is all that an attribute ever says.
-fn jwt_claim(token: &str, claim: &str) -> Option<String> {
-    let token = token.strip_prefix("Bearer ").unwrap_or(token).trim();
-    if token.len() > JWT_BYTES_MAX {
-        return None;
-    }
-    let payload = URL_SAFE_NO_PAD
-        .decode(token.split('.').nth(1)?.trim_end_matches('='))
-        .ok()?;
-    let claims: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&payload).ok()?;
-    match claims.get(claim)? {
-        serde_json::Value::String(text) => Some(text.clone()),
-        serde_json::Value::Number(number) => Some(number.to_string()),
-        serde_json::Value::Bool(value) => Some(value.to_string()),
-        _ => None,
     }
 }
 
