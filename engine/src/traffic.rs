@@ -8,9 +8,10 @@
 //! ([`Sample`]), the busiest addresses ([`Talkers`]), and texts for the hashes ([`Names`]). What is kept for longer: which instances are
 //! known from before ([`Familiar`]).
 //!
-//! Memory, fixed at start: 1.6 MiB a worker (16,384 × 80 B of leaves, 2 × 1,024 × 80 B of samples,
-//! 4,096 × 8 B of names seen), one such buffer more for the control side, and 4 MiB of [`Familiar`]:
-//! 31 MiB at 16 workers.
+//! Memory, fixed at start: 1.0 MiB a worker (8,192 × 80 B of leaves, 2 × 1,024 × 84 B of samples,
+//! 512 × 40 B of talkers, 4,096 × 8 B of names seen, 256 texts of up to 256 B), one such buffer more
+//! for the control side, and 4 MiB of [`Familiar`]: 21 MiB at 16 workers. With the 30 MiB of
+//! [`crate::detect`] at worst: 51 MiB.
 
 mod familiar;
 mod heavy;
@@ -36,8 +37,9 @@ pub use sketch::{CocoSketch, Random};
 
 use names::{NewName, Seen};
 
-/// Buckets of a worker's sketch: 16,384 × 80 B = 1.25 MiB.
-const WORKER_BUCKETS: usize = 1 << 14;
+/// Buckets of a worker's sketch: 8,192 × 80 B = 640 KiB. One worker serves fewer requests in a tick,
+/// so even if each is a combination of its own, most find a bucket.
+const WORKER_BUCKETS: usize = 1 << 13;
 
 /// How a request stands with the rules, for what may be learnt from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

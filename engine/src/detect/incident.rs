@@ -114,8 +114,9 @@ pub struct Event {
     pub evidence: Evidence,
 }
 
-/// The most incidents and moments of each that are remembered: 256 × about 6 KiB = 1.5 MiB.
-const INCIDENTS_MAX: usize = 256;
+/// The most incidents and moments of each that are remembered: 128 × about 4 KiB, at worst (16 refused
+/// candidates of 4 values of 256 B each) 128 × 24 KiB = 3 MiB.
+const INCIDENTS_MAX: usize = 128;
 const MOMENTS_MAX: usize = 64;
 
 /// All incidents, oldest first, and the events of the current tick.

@@ -241,7 +241,9 @@ impl Detector {
         if seconds <= 0.0 {
             return Blame::default();
         }
-        let mut table = Table::new(seconds);
+        let leaves = self.window.since(from).map(|tick| tick.leaves.len());
+        let rows = leaves.sum::<usize>() + self.reference.rows().count();
+        let mut table = Table::new(seconds, rows);
         for leaf in self.window.since(from).flat_map(|tick| &tick.leaves) {
             if self.is_evidence(&leaf.key) {
                 table.add(&leaf.key, leaf.requests / seconds, 0.0);

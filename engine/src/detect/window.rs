@@ -23,15 +23,22 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// a second is over.
 pub(super) const SHORT: Duration = Duration::from_millis(300);
 
-/// The most combinations of one tick; above, they are sampled through a sketch of this size.
-/// 8,192 × 80 B × 20 ticks = 12.5 MiB at worst.
-const LEAVES_PER_TICK_MAX: usize = 1 << 13;
+/// The most combinations of the newest tick, and of each older one; above, they are sampled through a
+/// sketch of this size. The newest is tested by itself; of older ones only the sum over ticks is asked
+/// for. (8,192 + 19 × 2,048) × 72 B = 3.3 MiB at worst.
+const LEAVES_NEWEST_MAX: usize = 1 << 13;
+const LEAVES_OLDER_MAX: usize = 1 << 11;
 
-/// The most ticks kept, should they come faster than every 100 ms: 128 × 2 × 1,024 × 80 B = 20 MiB at
-/// worst.
-const TICKS_MAX: usize = 128;
+/// The most ticks of which combinations are kept, should they come faster than every 100 ms.
+const LEAVES_TICKS_MAX: usize = 20;
 
-/// The most addresses kept of one tick: 128 × 32 × about 40 B = 160 KiB.
+/// The most ticks kept.
+const TICKS_MAX: usize = 96;
+
+/// The most sampled clients of one kind in one tick: 96 × 2 × 512 × 80 B = 7.5 MiB at worst.
+const CLIENTS_MAX: usize = ROWS_MAX / 2;
+
+/// The most addresses kept of one tick: 96 × 32 × about 40 B = 120 KiB.
 const TALKERS_MAX: usize = 32;
 
 /// Requests of one combination in one tick.
@@ -63,6 +70,17 @@ pub(super) struct Tick {
 impl Tick {
     pub(super) fn seconds(&self) -> f64 {
         self.until.since(self.from).as_secs_f64()
+    }
+
+    /// Keeps a sample of the combinations where there are many.
+    fn thin_out(&mut self, random: &mut Random) {
+        if self.leaves.len() > LEAVES_OLDER_MAX {
+            let mut sketch = CocoSketch::new(LEAVES_OLDER_MAX);
+            for leaf in &self.leaves {
+                sketch.add(leaf.key.tag(), &leaf.key, leaf.requests, random);
+            }
+            self.leaves = leaves_of(&sketch);
+        }
     }
 }
 
@@ -99,7 +117,7 @@ impl Window {
             (next_shift(&tick.instances), next_shift(&tick.addresses))
         });
         traffic.collect(names, shifts, |counts| {
-            leaves.add(&counts.leaves);
+            leaves.add(&counts.leaves, &mut self.random);
             instances.add_sample(&counts.instances);
             addresses.add_sample(&counts.addresses);
             for talker in counts.talkers.iter() {
@@ -109,12 +127,15 @@ impl Window {
         let mut busiest: Vec<(IpAddr, f64)> = talkers.into_iter().collect();
         busiest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         busiest.truncate(TALKERS_MAX);
+        if let Some(tick) = self.ticks.back_mut() {
+            tick.thin_out(&mut self.random);
+        }
         self.ticks.push_back(Tick {
             from,
             until: now,
-            leaves: leaves.finish(&mut self.random),
-            instances: instances.finish(ROWS_MAX),
-            addresses: addresses.finish(ROWS_MAX),
+            leaves: leaves.finish(),
+            instances: instances.finish(CLIENTS_MAX),
+            addresses: addresses.finish(CLIENTS_MAX),
             talkers: busiest.into_iter().collect(),
         });
         while self.ticks.len() > TICKS_MAX
@@ -125,8 +146,8 @@ impl Window {
         {
             self.ticks.pop_front();
         }
-        for tick in &mut self.ticks {
-            if now.since(tick.from) > LEAVES_KEPT {
+        for (age, tick) in self.ticks.iter_mut().rev().enumerate() {
+            if age >= LEAVES_TICKS_MAX || now.since(tick.from) > LEAVES_KEPT {
                 tick.leaves = Vec::new();
             }
         }
@@ -244,56 +265,69 @@ impl Window {
 
 /// Follows the traffic: a nearly full sample is halved, a nearly empty one doubled.
 fn next_shift(clients: &Clients) -> u32 {
-    if clients.rows.len() > ROWS_MAX * 3 / 4 {
+    if clients.rows.len() > CLIENTS_MAX * 3 / 4 {
         clients.shift + 1
-    } else if clients.rows.len() < ROWS_MAX / 8 {
+    } else if clients.rows.len() < CLIENTS_MAX / 8 {
         clients.shift.saturating_sub(1)
     } else {
         clients.shift
     }
 }
 
-/// Adds up leaves of several workers.
+fn leaves_of(sketch: &CocoSketch) -> Vec<Leaf> {
+    let leaves = sketch.iter().map(|(_, key, requests)| Leaf {
+        key: *key,
+        requests,
+    });
+    // With room for all at once: growing would leave up to as much again unused.
+    let mut exact = Vec::with_capacity(sketch.iter().count());
+    exact.extend(leaves);
+    exact
+}
+
+/// Adds up leaves of several workers, through a sketch once they are too many.
 #[derive(Default)]
 struct Merge {
     places: AHashMap<u64, usize>,
     leaves: Vec<(u64, Leaf)>,
+    sampled: Option<CocoSketch>,
 }
 
 impl Merge {
-    fn add(&mut self, sketch: &CocoSketch) {
+    fn add(&mut self, sketch: &CocoSketch, random: &mut Random) {
         for (tag, key, requests) in sketch.iter() {
+            if let Some(sampled) = &mut self.sampled {
+                sampled.add(tag, key, requests, random);
+                continue;
+            }
             let next = self.leaves.len();
             let at = *self.places.entry(tag).or_insert(next);
             if let Some((_, leaf)) = self.leaves.get_mut(at) {
                 leaf.requests += requests;
-            } else {
-                self.leaves.push((
-                    tag,
-                    Leaf {
-                        key: *key,
-                        requests,
-                    },
-                ));
+                continue;
+            }
+            let key = *key;
+            self.leaves.push((tag, Leaf { key, requests }));
+            if self.leaves.len() > LEAVES_NEWEST_MAX {
+                self.sample(random);
             }
         }
     }
 
-    fn finish(self, random: &mut Random) -> Vec<Leaf> {
-        if self.leaves.len() <= LEAVES_PER_TICK_MAX {
-            return self.leaves.into_iter().map(|(_, leaf)| leaf).collect();
+    fn sample(&mut self, random: &mut Random) {
+        let mut sampled = CocoSketch::new(LEAVES_NEWEST_MAX);
+        for (tag, leaf) in self.leaves.drain(..) {
+            sampled.add(tag, &leaf.key, leaf.requests, random);
         }
-        let mut sketch = CocoSketch::new(LEAVES_PER_TICK_MAX);
-        for (tag, leaf) in &self.leaves {
-            sketch.add(*tag, &leaf.key, leaf.requests, random);
+        self.places.clear();
+        self.sampled = Some(sampled);
+    }
+
+    fn finish(self) -> Vec<Leaf> {
+        match self.sampled {
+            Some(sampled) => leaves_of(&sampled),
+            None => self.leaves.into_iter().map(|(_, leaf)| leaf).collect(),
         }
-        sketch
-            .iter()
-            .map(|(_, key, requests)| Leaf {
-                key: *key,
-                requests,
-            })
-            .collect()
     }
 }
 
@@ -340,5 +374,47 @@ impl MergeClients {
             }
             clients.shift += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::attribute::{AttributeId, Schema};
+    use crate::request::{HashKey, RequestFacts};
+    use crate::traffic::{Arrival, Standing};
+
+    /// What each worker can hand over at most, at 20 ticks a second: what is kept stays within what
+    /// the consts say, and its sums stay right.
+    #[test]
+    fn a_window_of_distinct_requests_keeps_no_more_than_it_says() {
+        let traffic = Traffic::new(&Schema::built_in(), 2, 1);
+        let recorders = [0, 1].map(|at| traffic.recorder(at).unwrap());
+        let hash = HashKey::from_seed(1);
+        let mut names = Names::default();
+        let mut window = Window::new(1);
+        let mut now = Instant::from_secs_f64(1.0);
+        window.collect(&traffic, &mut names, now);
+        for tick in 0..120_u32 {
+            for request in 0..10_000_u32 {
+                let mut facts = RequestFacts::new(&hash, "192.0.2.1".parse().unwrap());
+                let agent = (tick * 10_000 + request).to_string();
+                facts.set(AttributeId::INSTANCE, Cow::Owned(agent.clone()));
+                facts.set(AttributeId::USER_AGENT, Cow::Owned(agent));
+                let standing = Standing::Passed;
+                recorders[request as usize % 2].record(&facts, Arrival { standing });
+            }
+            now = now + Duration::from_millis(50);
+            window.collect(&traffic, &mut names, now);
+            let leaves: usize = window.ticks.iter().map(|tick| tick.leaves.capacity()).sum();
+            assert!(leaves <= LEAVES_NEWEST_MAX + (LEAVES_TICKS_MAX - 1) * LEAVES_OLDER_MAX);
+            assert!(window.ticks.len() <= TICKS_MAX);
+            let clients = |tick: &Tick| tick.instances.rows.len().max(tick.addresses.rows.len());
+            assert!(window.ticks.iter().all(|tick| clients(tick) <= CLIENTS_MAX));
+        }
+        let sum = window.requests_since(now - Duration::from_millis(500), |_| true);
+        assert!((sum / 100_000.0 - 1.0).abs() < 1e-6, "{sum}");
     }
 }

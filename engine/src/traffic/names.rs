@@ -9,9 +9,9 @@ pub(super) const NEW_NAMES_MAX: usize = 256;
 /// How many values a worker remembers to have handed over: 4,096 × 8 B = 32 KiB.
 const SEEN: usize = 1 << 12;
 
-/// The most texts of one generation: two generations of 16,384 × up to 300 B = 9.4 MiB at worst, 1 MiB
-/// with texts of 20 B.
-const GENERATION_MAX: usize = 1 << 14;
+/// The most texts of one generation: two generations of 8,192 × up to 350 B = 5.5 MiB at worst, 1 MiB
+/// with texts of 20 B. More than 16 workers hand over in one tick.
+const GENERATION_MAX: usize = 1 << 13;
 
 /// A text on its way from a worker to the control side.
 #[derive(Debug)]

@@ -539,7 +539,7 @@ fn a_gateway_as_busy_as_the_loop_is_not_taken_for_its_cause() {
 /// second each. The source was found only after half a second, when each had sent three times.
 #[test]
 fn a_loud_loop_is_throttled_before_its_devices_have_sent_three_times() {
-    for seed in 0..8 {
+    for seed in 0..4 {
         let spec = DetectionSpec {
             warmup: Duration::from_secs(7),
             ..DetectionSpec::default()

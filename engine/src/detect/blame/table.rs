@@ -54,10 +54,11 @@ pub(in crate::detect) struct Table {
 }
 
 impl Table {
-    pub(in crate::detect) fn new(seconds: f64) -> Self {
+    /// Makes an empty table with room for `rows`: growing would leave up to as much again unused.
+    pub(in crate::detect) fn new(seconds: f64, rows: usize) -> Self {
         Self {
-            rows: Vec::new(),
-            places: AHashMap::new(),
+            rows: Vec::with_capacity(rows),
+            places: AHashMap::with_capacity(rows),
             everybody: Sums::default(),
             seconds,
         }
