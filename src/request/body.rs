@@ -77,7 +77,22 @@ pub(crate) struct BodyProgress {
     answered: RefCell<Option<Rc<ConnectionState>>>,
 }
 
+thread_local! {
+    /// The progress of all requests without a body: there is nothing to tell one from another.
+    static NO_BODY: Rc<BodyProgress> =
+        Rc::new(BodyProgress { is_done: Cell::new(true), ..BodyProgress::default() });
+}
+
 impl BodyProgress {
+    /// Begins to follow a request's body.
+    pub(crate) fn of(body: &Incoming) -> Rc<Self> {
+        if body.is_end_stream() {
+            NO_BODY.with(Rc::clone)
+        } else {
+            Rc::default()
+        }
+    }
+
     /// Notes that the body is over: its last byte was read, or nobody reads it any more.
     fn end(&self) {
         if let Some(connection) = self.answered.take() {

@@ -21,7 +21,7 @@ pub(crate) async fn forward(
     mut observation: Observation,
     retried: impl FnOnce(),
 ) -> Result<Response<ReplyBody>, (UpstreamError, Observation)> {
-    let progress = Rc::new(BodyProgress::default());
+    let progress = BodyProgress::of(request.body());
     let idle_timeout = upstream.spec.idle_timeout;
     let mut request = request.map(|body| RequestBody::new(body, idle_timeout, &progress));
     if matches!(request.body(), RequestBody::Streamed(_))

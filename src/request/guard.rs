@@ -11,9 +11,11 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use memchr::memmem::Finder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -148,12 +150,19 @@ impl ConnectionState {
     }
 }
 
+/// An answer up to this size, head and body, is written in one piece: copying it takes less than the
+/// kernel takes for a list of pieces.
+const ONE_PIECE_BYTES: usize = 4096;
+
+thread_local! {
+    /// Where a worker puts such a piece together.
+    static ONE_PIECE: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(ONE_PIECE_BYTES));
+}
+
 /// Returns where a head ends, its empty line included.
 fn head_end(bytes: &[u8]) -> Option<usize> {
-    bytes
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n")
-        .map(|at| at + 4)
+    static EMPTY_LINE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+    EMPTY_LINE.find(bytes).map(|at| at + 4)
 }
 
 /// A client's stream with the deadlines of [`ConnectionState`] on reading.
@@ -293,7 +302,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        let result = if length <= ONE_PIECE_BYTES {
+            ONE_PIECE.with_borrow_mut(|piece| {
+                piece.clear();
+                for slice in slices {
+                    piece.extend_from_slice(slice);
+                }
+                Pin::new(&mut self.stream).poll_write(cx, piece)
+            })
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        };
         self.written(cx, result)
     }
 

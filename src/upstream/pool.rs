@@ -256,6 +256,11 @@ impl Upstream {
             let Some(mut idle) = self.pop_idle() else {
                 break None;
             };
+            // A ready connection is looked at when it is used: it is read from before the request is
+            // written, and a request that was not written goes to another connection.
+            if idle.sender.is_ready() {
+                break Some((idle.sender, idle.drive));
+            }
             if idle.has_ended() {
                 continue;
             }
