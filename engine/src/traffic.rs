@@ -5,8 +5,8 @@
 //!
 //! What is kept of a tick: how many requests each combination of attribute values had
 //! ([`CocoSketch`]), a coordinated sample of instances and of addresses with their requests
-//! ([`Sample`]), the busiest addresses ([`Talkers`]), and texts for the hashes ([`Names`]). What is kept for longer: which instances are
-//! known from before ([`Familiar`]).
+//! ([`Sample`]), the busiest addresses ([`Talkers`]), and texts for the hashes ([`Names`]). What is
+//! kept for longer: which instances are known from before ([`Familiar`]).
 //!
 //! Memory, fixed at start: 1.0 MiB a worker (8,192 × 80 B of leaves, 2 × 1,024 × 84 B of samples,
 //! 512 × 40 B of talkers, 4,096 × 8 B of names seen, 256 texts of up to 256 B), one such buffer more
