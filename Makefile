@@ -54,7 +54,7 @@ doctest: ## Runs the examples in the documentation
 	@$(CARGO) test --workspace --locked --doc
 
 doc: ## Builds the documentation, warnings are errors
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --locked --no-deps
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --locked --no-deps --document-private-items
 
 config: ## Checks the shipped settings and rules with the debug binary
 	@$(CARGO) run --quiet --locked --bin tidegate -- check config/

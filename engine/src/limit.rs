@@ -2,7 +2,7 @@
 //!
 //! The arithmetic is governor's GCRA (the generic cell rate algorithm, ITU-T I.371). A bucket is one
 //! number, its *theoretical arrival time*: the instant at which it is full again. Where the buckets
-//! live, and what happens when there are more keys than places, is [`buckets`].
+//! live, and what happens when there are more keys than places, is `buckets`.
 //!
 //! governor reads a clock; here time is an argument. So governor sees every visit at its own instant
 //! zero, and the store shifts the numbers: what governor is told is *how long until full, seen from

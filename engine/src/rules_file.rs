@@ -1,5 +1,5 @@
 //! Reads a rules file: turns what was written into rules and limits that make sense, or says
-//! everything that is wrong. Leaves conditions to [`when`], tests to [`tests`], and what rules do
+//! everything that is wrong. Leaves conditions to `when`, tests to `tests`, and what rules do
 //! to the policy.
 
 use std::collections::HashMap;

@@ -21,13 +21,15 @@ impl Condition {
     /// An absent attribute matches only `Present(false)` and `Not`. Text conditions on an address
     /// are about the text that the address counts as; they alone allocate.
     pub fn holds(&self, id: AttributeId, facts: &RequestFacts<'_>) -> bool {
+        // Parts of a value are looked for in all of it: padding must not hide a client from them.
+        let (value, whole) = (facts.value(id), facts.whole_value(id));
+        let holds_for =
+            |value, holds: &dyn Fn(&str) -> bool| holds_for_text(id, facts, value, holds);
         match self {
-            Self::Is(text) => holds_for_text(id, facts, |value| value == &**text),
-            Self::Prefix(prefix) => {
-                holds_for_whole(id, facts, |value| value.starts_with(&**prefix))
-            }
-            Self::Regex(regex) => holds_for_whole(id, facts, |value| regex.is_match(value)),
-            Self::Version(version) => holds_for_text(id, facts, |value| version.holds(value)),
+            Self::Is(text) => holds_for(value, &|value| value == &**text),
+            Self::Prefix(prefix) => holds_for(whole, &|value| value.starts_with(&**prefix)),
+            Self::Regex(regex) => holds_for(whole, &|value| regex.is_match(value)),
+            Self::Version(version) => holds_for(value, &|value| version.holds(value)),
             Self::Network(network) => {
                 address(id, facts).is_some_and(|address| network.contains(&address))
             }
@@ -50,28 +52,17 @@ impl VersionCondition {
     }
 }
 
+/// Asks a text condition: of an address's text as it counts, else of the value that is given.
 fn holds_for_text(
     id: AttributeId,
     facts: &RequestFacts<'_>,
+    value: Option<&str>,
     holds: impl FnOnce(&str) -> bool,
 ) -> bool {
     if id.is_address() {
         facts.text(id).is_some_and(|text| holds(&text))
     } else {
-        facts.value(id).is_some_and(holds)
-    }
-}
-
-/// As [`holds_for_text`], for conditions on parts of a value: those see all of it.
-fn holds_for_whole(
-    id: AttributeId,
-    facts: &RequestFacts<'_>,
-    holds: impl FnOnce(&str) -> bool,
-) -> bool {
-    if id.is_address() {
-        facts.text(id).is_some_and(|text| holds(&text))
-    } else {
-        facts.whole_value(id).is_some_and(holds)
+        value.is_some_and(holds)
     }
 }
 
@@ -163,7 +154,9 @@ impl Test {
     fn holds(&self, id: AttributeId, facts: &RequestFacts<'_>) -> bool {
         match self {
             Self::One(condition) => condition.holds(id, facts),
-            Self::AnyText(texts) => holds_for_text(id, facts, |value| texts.contains(value)),
+            Self::AnyText(texts) => {
+                holds_for_text(id, facts, facts.value(id), |value| texts.contains(value))
+            }
             Self::AnyNetwork(networks) => {
                 address(id, facts).is_some_and(|address| networks.contains(address))
             }
