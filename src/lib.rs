@@ -6,6 +6,7 @@
 
 pub mod access_log;
 pub mod admin;
+mod alarm;
 pub mod app;
 pub mod check;
 pub mod cli;

@@ -22,6 +22,7 @@ pub mod identify;
 pub mod inflight;
 pub(crate) mod observe;
 pub(crate) mod refuse;
+mod repeat;
 pub(crate) mod serve;
 mod target;
 pub mod worker;
@@ -35,6 +36,7 @@ use tidegate_engine::request::RequestFacts;
 use tidegate_engine::time::Instant;
 
 pub(crate) use body::{BodyFault, RequestBody};
+pub(crate) use repeat::HeadCopy;
 
 /// Says what would become of a request, the way it would go: target, identity, service, policy.
 ///
@@ -61,7 +63,8 @@ pub fn explain(
         host,
         path,
     };
-    let mut facts = identify.facts(address, readable).map_err(refused)?;
+    let mut facts = identify.begin(address);
+    identify.read(&mut facts, readable).map_err(refused)?;
     let route = policy
         .route(host, path)
         .ok_or((404, "no service answers for this host and path"))?;

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub(crate) type Drain = watch::Receiver<bool>;
 pub(crate) struct Connection {
     /// What the connection is doing.
     pub(crate) state: Rc<ConnectionState>,
-    /// The other end.
-    pub(crate) peer: SocketAddr,
+    /// The address of the other end, canonical.
+    pub(crate) peer: IpAddr,
     /// The other end's address, ready for `X-Forwarded-For`.
     pub(crate) peer_text: HeaderValue,
     /// Whether the other end is one of the operator's own proxies.
@@ -152,13 +152,13 @@ fn begin(
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     worker.metrics.connections_total.inc();
-    let address = peer.ip().to_canonical();
+    let peer = peer.ip().to_canonical();
     let connection = Rc::new(Connection {
         state: ConnectionState::new(&worker.now),
         peer,
-        peer_text: HeaderValue::try_from(address.to_string())
+        peer_text: HeaderValue::try_from(peer.to_string())
             .unwrap_or(HeaderValue::from_static("unknown")),
-        is_trusted: trusted.contains(address),
+        is_trusted: trusted.contains(peer),
         trusted: Arc::clone(trusted),
     });
     let counted = Counted::begin(open, &worker.metrics.connections);

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, sleep};
 
 use super::guard::ConnectionState;
 use super::observe::Observation;
+use crate::alarm::Alarm;
 use crate::upstream::Lease;
 
 /// Fields that must not arrive after a body: they decide how a message is framed, routed or
@@ -101,38 +102,33 @@ impl BodyProgress {
     }
 }
 
-/// A timer that is made only when there is something to wait for.
+/// How long nothing may come.
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-    /// Whether the timer counts from the last progress.
-    is_armed: bool,
+    /// Until when; `None` since the last progress.
+    until: Option<Instant>,
+    alarm: Alarm,
 }
 
 impl Patience {
     fn new(limit: Duration) -> Self {
         Self {
             limit,
-            timer: None,
-            is_armed: false,
+            until: None,
+            alarm: Alarm::default(),
         }
     }
 
     /// Notes progress.
     fn progress(&mut self) {
-        self.is_armed = false;
+        self.until = None;
     }
 
     /// Ready when there was no progress for the limit.
     fn poll_exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
-        if !self.is_armed {
-            timer.as_mut().reset(Instant::now() + limit);
-            self.is_armed = true;
-        }
-        timer.as_mut().poll(cx)
+        let until = *self.until.get_or_insert_with(|| Instant::now() + self.limit);
+        self.alarm.poll_until(until, cx)
     }
 }
 
@@ -347,7 +343,7 @@ impl UpstreamReply {
 /// Holds a connection on which a body is still being sent after its answer, as long as it gets on.
 async fn finish_upload(lease: Lease, request: Rc<BodyProgress>, limit: Duration) {
     let (mut frames, mut since) = (request.frames.get(), Instant::now());
-    while !request.is_done.get() && !lease.sender.is_closed() {
+    while !request.is_done.get() && !lease.is_closed() {
         sleep(limit.min(UPLOAD_CHECK_INTERVAL)).await;
         if request.frames.get() != frames {
             (frames, since) = (request.frames.get(), Instant::now());

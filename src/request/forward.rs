@@ -2,11 +2,12 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Poll, ready};
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::body::{BodyProgress, ReplyBody, RequestBody};
 use super::headers::prepare_response;
@@ -68,17 +69,23 @@ async fn exchange(
     let may_repeat = lease.is_reused
         && matches!(request.body(), RequestBody::Empty)
         && request.method().is_idempotent();
-    let copy = may_repeat.then(|| head_copy(&request));
+    if may_repeat {
+        lease.head_copy().take(&request);
+    }
     let failed = match send(upstream, &mut lease, request, progress).await {
         Ok(response) => return Ok((response, lease)),
         Err(failed) => failed,
     };
-    let was_reused = lease.is_reused;
+    let again = match failed.unsent {
+        Some(unsent) => lease.is_reused.then_some(unsent),
+        None if may_repeat && matches!(failed.error, UpstreamError::Terminated(_)) => {
+            lease.head_copy().request()
+        }
+        None => None,
+    };
     drop(lease);
-    let again = match (failed.unsent, copy) {
-        (Some(unsent), _) if was_reused => unsent,
-        (None, Some(copy)) if matches!(failed.error, UpstreamError::Terminated(_)) => copy,
-        _ => return Err(failed.error),
+    let Some(again) = again else {
+        return Err(failed.error);
     };
     retried();
     Box::pin(async move {
@@ -104,35 +111,38 @@ async fn send(
     progress: &BodyProgress,
 ) -> Result<Response<Incoming>, Failed> {
     let limit = upstream.spec.response_timeout;
-    let mut sending = std::pin::pin!(lease.sender.try_send_request(request));
-    let mut answered = std::pin::pin!(poll_fn(|cx| {
-        lease.drive(cx);
-        sending.as_mut().poll(cx)
-    }));
+    let mut deadline = Instant::now() + limit;
     let mut read_before = progress.frames.get();
-    loop {
-        let deadline = Instant::now() + limit;
-        match timeout_at(deadline, answered.as_mut()).await {
-            Ok(Ok(response)) => return Ok(response),
-            Ok(Err(mut error)) => {
-                let unsent = error.take_message();
-                return Err(Failed {
-                    error: cause(error.into_error(), progress),
-                    unsent,
-                });
-            }
+    let mut sending = std::pin::pin!(lease.send(request));
+    let answered = poll_fn(|cx| {
+        lease.drive(cx);
+        if let Poll::Ready(answer) = sending.as_mut().poll(cx) {
+            return Poll::Ready(Some(answer));
+        }
+        loop {
+            ready!(lease.poll_until(deadline, cx));
             // A body on its way puts the deadline off: it is for the answer, which nobody can
             // expect before the last byte of the question.
-            Err(_elapsed) if !progress.is_done.get() && progress.frames.get() > read_before => {
-                read_before = progress.frames.get();
+            if progress.is_done.get() || progress.frames.get() == read_before {
+                return Poll::Ready(None);
             }
-            Err(_elapsed) => {
-                return Err(Failed {
-                    error: UpstreamError::ResponseTimeout(limit),
-                    unsent: None,
-                });
-            }
+            read_before = progress.frames.get();
+            deadline = Instant::now() + limit;
         }
+    });
+    match answered.await {
+        Some(Ok(response)) => Ok(response),
+        Some(Err(mut error)) => {
+            let unsent = error.take_message();
+            Err(Failed {
+                error: cause(error.into_error(), progress),
+                unsent,
+            })
+        }
+        None => Err(Failed {
+            error: UpstreamError::ResponseTimeout(limit),
+            unsent: None,
+        }),
     }
 }
 
@@ -144,13 +154,4 @@ fn cause(error: hyper::Error, progress: &BodyProgress) -> UpstreamError {
     } else {
         UpstreamError::Terminated(error)
     }
-}
-
-/// Copies a request without a body, for the case that it must be sent again.
-fn head_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = Method::clone(request.method());
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
 }

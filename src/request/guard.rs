@@ -2,7 +2,8 @@
 //!
 //! hyper's own head timeout covers neither the first byte nor the answer that a slow client gets, so
 //! it is off and this stream keeps the time: 5 s to the first byte, 10 s for a head, 75 s between
-//! requests, and 30 s in which a client takes nothing of its answer. Resetting a deadline is one store; the timer is armed again only when it fires early.
+//! requests, and 30 s in which a client takes nothing of its answer. Putting a deadline off is one
+//! store.
 //!
 //! Closing is done with care here, too: a refusal that was written while the client still sends would
 //! be lost in the reset of a plain close.
@@ -17,7 +18,9 @@ use std::time::Duration;
 
 use memchr::memmem::Finder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use crate::alarm::Alarm;
 
 /// How long a new connection may send nothing.
 pub(crate) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -170,9 +173,12 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
 pub(crate) struct Guard<S> {
     stream: S,
     state: Rc<ConnectionState>,
-    timer: Option<Pin<Box<Sleep>>>,
-    /// Runs while the client takes nothing.
-    write_timer: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
+    /// Until when the client may take nothing; `None` while it takes what there is.
+    write_until: Option<Instant>,
+    write_alarm: Alarm,
+    /// When lingering ends.
+    linger_until: Option<Instant>,
     lingered_bytes: u64,
     has_shut_down: bool,
 }
@@ -183,8 +189,10 @@ impl<S> Guard<S> {
         Self {
             stream,
             state,
-            timer: None,
-            write_timer: None,
+            alarm: Alarm::default(),
+            write_until: None,
+            write_alarm: Alarm::default(),
+            linger_until: None,
             lingered_bytes: 0,
             has_shut_down: false,
         }
@@ -195,21 +203,7 @@ impl<S> Guard<S> {
         if self.state.phase.get() == Phase::Serving {
             return Poll::Pending;
         }
-        let deadline = self.state.deadline.get();
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        loop {
-            // An armed timer that is too early fires, sees the later deadline, and is armed again.
-            if timer.deadline() > deadline {
-                timer.as_mut().reset(deadline);
-            }
-            ready!(timer.as_mut().poll(cx));
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
+        self.alarm.poll_until(self.state.deadline.get(), cx)
     }
 }
 
@@ -233,10 +227,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
-                    let timer = self
-                        .timer
-                        .get_or_insert_with(|| Box::pin(sleep_until(Instant::now())));
-                    return timer.as_mut().poll(cx);
+                    let until = *self.linger_until.get_or_insert_with(Instant::now);
+                    return self.alarm.poll_until(until, cx);
                 }
             }
         }
@@ -276,13 +268,13 @@ impl<S> Guard<S> {
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if result.is_ready() {
-            self.write_timer = None;
+            self.write_until = None;
             return result;
         }
-        let timer = self
-            .write_timer
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + WRITE_TIMEOUT)));
-        ready!(timer.as_mut().poll(cx));
+        let until = *self
+            .write_until
+            .get_or_insert_with(|| Instant::now() + WRITE_TIMEOUT);
+        ready!(self.write_alarm.poll_until(until, cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -330,7 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.has_shut_down = true;
             if self.state.linger.get() {
-                self.timer = Some(Box::pin(sleep_until(Instant::now() + LINGER_TIMEOUT)));
+                self.linger_until = Some(Instant::now() + LINGER_TIMEOUT);
             }
         }
         if self.state.linger.get() {

@@ -1,5 +1,8 @@
 //! Headers on their way through: what ends here, what is added, what is passed on.
 
+use std::cell::{Cell, RefCell};
+
+use bytes::BytesMut;
 use http::header::{
     CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE, VIA,
@@ -296,25 +299,33 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 /// Makes request ids: 32 hexadecimal digits, of which the first half is random per worker.
 ///
 /// Unique within the fleet by chance, and cheap: no random number is drawn on a request's way.
+///
+/// Their bytes are cut from a common piece, which saves two allocations for each.
 #[derive(Debug)]
 pub(crate) struct RequestIds {
     prefix: u64,
-    next: std::cell::Cell<u64>,
+    next: Cell<u64>,
+    text: RefCell<BytesMut>,
 }
+
+/// The length of an id, and how many are cut from one piece: 4 KiB, kept as long as one of them is.
+const REQUEST_ID_BYTES: usize = 32;
+const REQUEST_IDS_A_PIECE: usize = 128;
 
 impl RequestIds {
     /// Begins a series from a random number.
     pub(crate) fn new(random: u64) -> Self {
         Self {
             prefix: random,
-            next: std::cell::Cell::new(random.rotate_left(17)),
+            next: Cell::new(random.rotate_left(17)),
+            text: RefCell::default(),
         }
     }
 
     fn next(&self) -> HeaderValue {
         let number = self.next.get();
         self.next.set(number.wrapping_add(0x9E37_79B9_7F4A_7C15));
-        let mut text = [0; 32];
+        let mut text = [0; REQUEST_ID_BYTES];
         let digits = [self.prefix, number].into_iter().flat_map(|half| {
             (0..16)
                 .rev()
@@ -323,7 +334,13 @@ impl RequestIds {
         for (place, digit) in text.iter_mut().zip(digits) {
             *place = HEX.get(digit).copied().unwrap_or(b'0');
         }
-        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
+        let mut piece = self.text.borrow_mut();
+        if piece.capacity() < REQUEST_ID_BYTES {
+            *piece = BytesMut::with_capacity(REQUEST_IDS_A_PIECE * REQUEST_ID_BYTES);
+        }
+        piece.extend_from_slice(&text);
+        HeaderValue::from_maybe_shared(piece.split().freeze())
+            .unwrap_or(HeaderValue::from_static("0"))
     }
 }
 

@@ -87,13 +87,18 @@ impl Identify {
         Ok(())
     }
 
-    /// Reads a request's attributes, except service and route, which are found later.
-    pub(crate) fn facts<'a>(
+    /// Begins the facts of a request with the client's address.
+    pub(crate) fn begin(&self, address: IpAddr) -> RequestFacts<'_> {
+        RequestFacts::new(&self.key, address)
+    }
+
+    /// Reads a request's attributes, except service and route, which are found later. Facts are 0.8 KiB
+    /// and stay where they are.
+    pub(crate) fn read<'a>(
         &'a self,
-        address: IpAddr,
+        facts: &mut RequestFacts<'a>,
         request: Readable<'a>,
-    ) -> Result<RequestFacts<'a>, Invalid> {
-        let mut facts = RequestFacts::new(&self.key, address);
+    ) -> Result<(), Invalid> {
         facts.set(AttributeId::METHOD, Cow::Borrowed(request.method));
         if !request.host.is_empty() {
             facts.set(AttributeId::HOST, Cow::Borrowed(request.host));
@@ -111,7 +116,7 @@ impl Identify {
                 facts.set(reader.id, value);
             }
         }
-        Ok(facts)
+        Ok(())
     }
 }
 
@@ -232,10 +237,11 @@ mod tests {
             host,
             path: uri.path(),
         };
-        let facts = identify.facts("192.0.2.7".parse().unwrap(), request);
-        facts
-            .map(|facts| facts.value(id).map(str::to_owned))
-            .map_err(|invalid| invalid.status)
+        let mut facts = identify.begin("192.0.2.7".parse().unwrap());
+        match identify.read(&mut facts, request) {
+            Ok(()) => Ok(facts.value(id).map(str::to_owned)),
+            Err(invalid) => Err(invalid.status),
+        }
     }
 
     fn from_header() -> Vec<ValueFrom> {

@@ -4,6 +4,7 @@
 //! given up, whichever way that happens.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,10 @@ pub(crate) struct Observer {
     lines: RefCell<Vec<Vec<u8>>>,
     /// The second that was written last, and its text up to the seconds.
     second: RefCell<(u64, String)>,
+    /// The wall clock at the clock's zero, in nanoseconds, brought up to date with every flush.
+    wall_at_zero: Cell<u64>,
+    /// For each attribute `,"name":`.
+    attribute_keys: Vec<Vec<u8>>,
 }
 
 impl Observer {
@@ -53,7 +58,15 @@ impl Observer {
         inflight: Inflight,
         access_log: AccessLog,
     ) -> Self {
+        let key = |name: &str| {
+            let mut key = vec![b','];
+            push_json(&mut key, name.as_bytes());
+            key.push(b':');
+            key
+        };
         Self {
+            wall_at_zero: Cell::new(wall_at_zero(clock)),
+            attribute_keys: schema.iter().map(|(_, spec)| key(&spec.name)).collect(),
             clock,
             schema,
             metrics,
@@ -68,6 +81,7 @@ impl Observer {
 
     /// Hands over what was counted; called ten times a second.
     pub(crate) fn flush(&self) {
+        self.wall_at_zero.set(wall_at_zero(self.clock));
         self.metrics.flush();
         self.inflight.borrow().publish();
         self.access_log.borrow_mut().flush();
@@ -110,7 +124,7 @@ impl Observer {
             .pop()
             .unwrap_or_else(|| Vec::with_capacity(1024));
         line.extend_from_slice(b"{\"time\":\"");
-        self.push_time(&mut line);
+        self.push_time(&mut line, request.began);
         line.extend_from_slice(b"\",\"request_id\":");
         push_json(&mut line, request.request_id.as_bytes());
         line.extend_from_slice(b",\"method\":");
@@ -120,19 +134,17 @@ impl Observer {
         line.extend_from_slice(b",\"path\":");
         push_json(&mut line, request.path.as_bytes());
         if let Some(facts) = request.facts {
-            self.push_attributes(&mut line, facts);
+            self.push_attributes(&mut line, facts, request.peer);
         }
         line
     }
 
     /// Appends RFC 3339 with milliseconds. Dates are worked out once a second.
-    fn push_time(&self, line: &mut Vec<u8>) {
-        let wall = self.clock.wall();
-        let since = wall
-            .duration_since(std::time::SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+    fn push_time(&self, line: &mut Vec<u8>, at: Instant) {
+        let since = Duration::from_nanos(self.wall_at_zero.get().wrapping_add(at.as_nanos()));
         let mut second = self.second.borrow_mut();
         if second.0 != since.as_secs() || second.1.is_empty() {
+            let wall = std::time::SystemTime::UNIX_EPOCH + since;
             let mut text = humantime::format_rfc3339_seconds(wall).to_string();
             // The last character is the zone, which follows the milliseconds.
             text.pop();
@@ -150,11 +162,20 @@ impl Observer {
         ]);
     }
 
-    fn push_attributes(&self, line: &mut Vec<u8>, facts: &RequestFacts<'_>) {
+    fn push_attributes(
+        &self,
+        line: &mut Vec<u8>,
+        facts: &RequestFacts<'_>,
+        (peer, peer_text): (IpAddr, &HeaderValue),
+    ) {
         line.extend_from_slice(b",\"ip\":\"");
-        push_display(line, facts.address());
+        if facts.address() == peer {
+            line.extend_from_slice(peer_text.as_bytes());
+        } else {
+            push_display(line, facts.address());
+        }
         line.push(b'"');
-        for (id, spec) in self.schema.iter() {
+        for ((id, _), key) in self.schema.iter().zip(&self.attribute_keys) {
             // Method and host stand in the line already; a secret has no text.
             if matches!(id, AttributeId::METHOD | AttributeId::HOST) {
                 continue;
@@ -162,9 +183,7 @@ impl Observer {
             let Some(value) = facts.value(id) else {
                 continue;
             };
-            line.extend_from_slice(b",");
-            push_json(line, spec.name.as_bytes());
-            line.push(b':');
+            line.extend_from_slice(key);
             push_json(line, value.as_bytes());
         }
     }
@@ -173,6 +192,9 @@ impl Observer {
 /// What a log line says of a request.
 #[derive(Debug)]
 pub(crate) struct Loggable<'a> {
+    pub(crate) began: Instant,
+    /// The peer's address, canonical, and as text.
+    pub(crate) peer: (IpAddr, &'a HeaderValue),
     pub(crate) request_id: &'a HeaderValue,
     pub(crate) method: &'a str,
     pub(crate) host: &'a str,
@@ -292,6 +314,13 @@ impl Drop for Observation {
             kept.push(line);
         }
     }
+}
+
+/// Returns the wall clock at the clock's zero, in nanoseconds since 1970.
+fn wall_at_zero(clock: Clock) -> u64 {
+    let since = clock.wall().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    let nanos = since.unwrap_or_default().as_nanos() as u64;
+    nanos.wrapping_sub(clock.now().as_nanos())
 }
 
 /// Appends text, which cannot fail on a `Vec`.

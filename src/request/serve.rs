@@ -154,6 +154,8 @@ impl Worker {
             observation.outcome = "invalid";
             let path = uri.path();
             let loggable = Loggable {
+                began,
+                peer: (connection.peer, &connection.peer_text),
                 request_id: id,
                 method,
                 host,
@@ -165,7 +167,7 @@ impl Worker {
         };
         let target = read.map_err(|invalid| refuse(invalid, ""))?;
         let (host, path) = (&*target.host, &*target.path);
-        let address = connection.trusted.client(connection.peer.ip(), headers);
+        let address = connection.trusted.client(connection.peer, headers);
         let readable = Readable {
             headers,
             uri,
@@ -174,9 +176,9 @@ impl Worker {
             path,
         };
         self.policy.read(|policy| {
-            let mut facts = self
-                .identify
-                .facts(address, readable)
+            let mut facts = self.identify.begin(address);
+            self.identify
+                .read(&mut facts, readable)
                 .map_err(|invalid| refuse(invalid, host))?;
             if connection.is_trusted && connection.trusted.contains(address) {
                 facts.mark_trusted_proxy();
@@ -188,6 +190,8 @@ impl Worker {
             }
             let mut observation = observe(service);
             let loggable = Loggable {
+                began,
+                peer: (connection.peer, &connection.peer_text),
                 request_id: id,
                 method,
                 host,

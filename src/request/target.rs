@@ -137,12 +137,10 @@ fn bare_host(given: &str) -> Result<&str, Invalid> {
 /// Brings a path to normal form: escaped unreserved characters are unescaped, repeated slashes are
 /// one. Segments `.` and `..`, a backslash and an escaped NUL or control character are refused.
 fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
-    let plain = !path.contains('%') && !path.contains("//") && path.is_ascii();
-    let normal = if plain {
-        Cow::Borrowed(path)
-    } else {
-        Cow::Owned(unescape(path)?)
-    };
+    if is_plain(path.as_bytes()) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let normal = unescape(path)?;
     if normal.contains('\\') || normal.contains("%5C") || normal.contains("%5c") {
         return Err(invalid(400, "the path holds a backslash"));
     }
@@ -152,7 +150,19 @@ fn normal_path(path: &str) -> Result<Cow<'_, str>, Invalid> {
     if normal.contains("/.") && normal.split('/').any(leads_up) {
         return Err(invalid(400, "the path holds a segment `.` or `..`"));
     }
-    Ok(normal)
+    Ok(Cow::Owned(normal))
+}
+
+/// Returns whether there is nothing in a path that has to be brought to normal form or refused. Most
+/// paths are plain, and one walk says so.
+fn is_plain(path: &[u8]) -> bool {
+    let mut before = 0;
+    path.iter().all(|byte| {
+        let is_odd = matches!(byte, b'%' | b'\\' | 0x80..)
+            || (before == b'/' && matches!(byte, b'/' | b'.'));
+        before = *byte;
+        !is_odd
+    })
 }
 
 fn unescape(path: &str) -> Result<String, Invalid> {

@@ -143,6 +143,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
     ));
     // Only the workers' senders may be left, or the writer would wait for ever for this one.
     drop(parts.access_log);
+    let now = Rc::new(Cell::new(Instant::now()));
     let upstreams = parts
         .upstreams
         .into_iter()
@@ -151,18 +152,19 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
             let open = metrics
                 .upstream_connections
                 .with_label_values(&[&*spec.name]);
-            Upstream::new(spec, index, open)
+            Upstream::new(spec, index, open, Rc::clone(&now))
         });
+    let upstreams = upstreams.collect();
     let worker = Rc::new(Worker {
         clock: parts.clock,
-        now: Rc::new(Cell::new(Instant::now())),
+        now,
         identify: parts.identify,
         policy: parts.policy,
         recorder: parts.recorder,
         observer,
         refuse: Refuse::new(parts.random),
         request_ids: RequestIds::new(parts.random),
-        upstreams: upstreams.collect(),
+        upstreams,
         service_upstreams: parts.service_upstreams,
         metrics,
         tarpitted: Cell::new(0),

@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
@@ -23,7 +26,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::UpstreamError;
-use crate::request::RequestBody;
+use crate::alarm::Alarm;
+use crate::request::{HeadCopy, RequestBody};
 use crate::settings::Upstream as UpstreamSpec;
 
 /// The most connections of one worker to one upstream in use at once.
@@ -45,6 +49,7 @@ pub(crate) struct Upstream {
     pub(crate) spec: UpstreamSpec,
     /// Its place among all upstreams.
     pub(crate) index: usize,
+    now: Rc<Cell<Instant>>,
     idle: RefCell<VecDeque<Idle>>,
     in_use: Arc<Semaphore>,
     waiting: Cell<usize>,
@@ -54,9 +59,18 @@ pub(crate) struct Upstream {
 
 #[derive(Debug)]
 struct Idle {
+    link: Box<Link>,
+    /// A tenth of a second early at most.
+    since: Instant,
+}
+
+/// An open connection, with what stays with it from one request to the next.
+#[derive(Debug)]
+struct Link {
     sender: SendRequest<RequestBody>,
     drive: Drive,
-    since: Instant,
+    alarm: Alarm,
+    head_copy: HeadCopy,
 }
 
 /// A connection that is driven by its user.
@@ -115,7 +129,7 @@ impl Drive {
     }
 }
 
-impl Idle {
+impl Link {
     /// Looks whether the connection was closed meanwhile.
     fn has_ended(&mut self) -> bool {
         self.drive.poll(&mut Context::from_waker(Waker::noop()));
@@ -126,24 +140,47 @@ impl Idle {
 /// A connection, for one request. Dropped without being given back, it is closed.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// Sends the request.
-    pub(crate) sender: SendRequest<RequestBody>,
+    link: Box<Link>,
     /// Whether the connection carried requests before, and so may turn out closed.
     pub(crate) is_reused: bool,
-    drive: Drive,
     upstream: Rc<Upstream>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Lease {
+    /// Sends a request; [`Self::drive`] gets it and its answer through.
+    pub(crate) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
+    {
+        self.link.sender.try_send_request(request)
+    }
+
     /// Does what can be done on the connection; to be called whenever its user is polled.
     pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        self.drive.poll(cx);
+        self.link.drive.poll(cx);
+    }
+
+    /// Ready when `deadline` has passed.
+    pub(crate) fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.alarm.poll_until(deadline, cx)
+    }
+
+    /// The place for the copy of the head of the request that is being sent.
+    pub(crate) fn head_copy(&mut self) -> &mut HeadCopy {
+        &mut self.link.head_copy
+    }
+
+    /// Returns whether the connection cannot be used again.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.link.sender.is_closed()
     }
 
     /// Lets the connection go on by itself: it must not depend on how fast its user is.
     pub(crate) fn detach(&mut self) {
-        self.drive = match std::mem::replace(&mut self.drive, Drive::Ended) {
+        let drive = &mut self.link.drive;
+        *drive = match std::mem::replace(drive, Drive::Ended) {
             Drive::InPlace(mut driven) => {
                 let task =
                     tokio::task::spawn_local(async move { poll_fn(|cx| driven.poll(cx)).await });
@@ -160,19 +197,10 @@ impl Lease {
 
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
-        let Self {
-            sender,
-            drive,
-            upstream,
-            ..
-        } = self;
-        if !sender.is_closed() {
-            let idle = Idle {
-                sender,
-                drive,
-                since: Instant::now(),
-            };
-            upstream.idle.borrow_mut().push_back(idle);
+        let Self { link, upstream, .. } = self;
+        if !link.sender.is_closed() {
+            let since = upstream.now.get();
+            upstream.idle.borrow_mut().push_back(Idle { link, since });
         }
     }
 }
@@ -215,10 +243,18 @@ impl Drop for Open {
 
 impl Upstream {
     /// Begins without connections.
-    pub(crate) fn new(spec: UpstreamSpec, index: usize, open: IntGauge) -> Rc<Self> {
+    ///
+    /// `now` is the time, a tenth of a second late at most, kept up to date by the worker.
+    pub(crate) fn new(
+        spec: UpstreamSpec,
+        index: usize,
+        open: IntGauge,
+        now: Rc<Cell<Instant>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             spec,
             index,
+            now,
             idle: RefCell::default(),
             in_use: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             waiting: Cell::new(0),
@@ -232,7 +268,7 @@ impl Upstream {
     pub(crate) fn idle_connection(self: &Rc<Self>) -> Option<Lease> {
         let place = Arc::clone(&self.in_use).try_acquire_owned().ok()?;
         self.take_idle()
-            .map(|(sender, drive)| self.lease(sender, drive, true, place))
+            .map(|link| self.lease(link, true, place))
     }
 
     /// Returns a connection: an idle one that became free while waiting for a place, or a new one;
@@ -240,17 +276,17 @@ impl Upstream {
     pub(crate) async fn connection(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamError> {
         let deadline = Instant::now() + self.spec.connect_timeout;
         let place = self.place(deadline).await?;
-        if !fresh && let Some((sender, drive)) = self.take_idle() {
-            return Ok(self.lease(sender, drive, true, place));
+        if !fresh && let Some(link) = self.take_idle() {
+            return Ok(self.lease(link, true, place));
         }
-        let (sender, driven) = match timeout_at(deadline, self.connect()).await {
+        let link = match timeout_at(deadline, self.connect()).await {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
-        Ok(self.lease(sender, Drive::InPlace(driven), false, place))
+        Ok(self.lease(link, false, place))
     }
 
-    fn take_idle(&self) -> Option<(SendRequest<RequestBody>, Drive)> {
+    fn take_idle(&self) -> Option<Box<Link>> {
         let mut busy = Vec::new();
         let found = loop {
             let Some(mut idle) = self.pop_idle() else {
@@ -258,14 +294,14 @@ impl Upstream {
             };
             // A ready connection is looked at when it is used: it is read from before the request is
             // written, and a request that was not written goes to another connection.
-            if idle.sender.is_ready() {
-                break Some((idle.sender, idle.drive));
+            if idle.link.sender.is_ready() {
+                break Some(idle.link);
             }
-            if idle.has_ended() {
+            if idle.link.has_ended() {
                 continue;
             }
-            if idle.sender.is_ready() {
-                break Some((idle.sender, idle.drive));
+            if idle.link.sender.is_ready() {
+                break Some(idle.link);
             }
             // Driven by a task that has not come round to it yet.
             busy.push(idle);
@@ -276,15 +312,13 @@ impl Upstream {
 
     fn lease(
         self: &Rc<Self>,
-        sender: SendRequest<RequestBody>,
-        drive: Drive,
+        link: Box<Link>,
         is_reused: bool,
         place: OwnedSemaphorePermit,
     ) -> Lease {
         Lease {
-            sender,
+            link,
             is_reused,
-            drive,
             upstream: Rc::clone(self),
             _place: place,
         }
@@ -295,7 +329,7 @@ impl Upstream {
         let now = Instant::now();
         self.idle
             .borrow_mut()
-            .retain_mut(|idle| now - idle.since <= IDLE_MAX && !idle.has_ended());
+            .retain_mut(|idle| now - idle.since <= IDLE_MAX && !idle.link.has_ended());
     }
 
     fn pop_idle(&self) -> Option<Idle> {
@@ -317,7 +351,7 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<(SendRequest<RequestBody>, Driven), UpstreamError> {
+    async fn connect(&self) -> Result<Box<Link>, UpstreamError> {
         let stream = self.connect_any().await?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -333,7 +367,12 @@ impl Upstream {
             connection: Box::new(connection),
             _open: Open::begin(&self.open),
         };
-        Ok((sender, driven))
+        Ok(Box::new(Link {
+            sender,
+            drive: Drive::InPlace(driven),
+            alarm: Alarm::default(),
+            head_copy: HeadCopy::default(),
+        }))
     }
 
     /// Connects to the endpoints in turn; each is tried once, the first with the others' share of
