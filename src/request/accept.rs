@@ -190,15 +190,20 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             .serve_connection(TokioIo::new(guard), service)
     );
     let ended = {
+        let news = drain.clone();
         let mut draining = pin!(async move {
             // An error means that there is nobody left to begin a drain.
             if drain.wait_for(|begun| *begun).await.is_err() {
                 std::future::pending::<()>().await;
             }
         });
-        let mut has_begun = false;
+        let (mut is_first, mut has_begun) = (true, false);
         poll_fn(|cx| {
-            if !has_begun && draining.as_mut().poll(cx).is_ready() {
+            // Once it waits, the task is woken when there is news; asking whether there is costs one
+            // look.
+            let may_have_begun = is_first || news.has_changed().unwrap_or(true);
+            is_first = false;
+            if !has_begun && may_have_begun && draining.as_mut().poll(cx).is_ready() {
                 has_begun = true;
                 http.as_mut().graceful_shutdown();
             }

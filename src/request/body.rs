@@ -127,7 +127,9 @@ impl Patience {
 
     /// Ready when there was no progress for the limit.
     fn poll_exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let until = *self.until.get_or_insert_with(|| Instant::now() + self.limit);
+        let until = *self
+            .until
+            .get_or_insert_with(|| Instant::now() + self.limit);
         self.alarm.poll_until(until, cx)
     }
 }

@@ -175,7 +175,14 @@ impl Extract {
                 // `.` is no line feed: what counts ends there, and must not be empty.
                 let mut from = 0;
                 loop {
-                    from += value.get(from..)?.find(&**before)? + before.len();
+                    let rest = value.get(from..)?;
+                    // It mostly stands at the beginning, and looking there takes no search.
+                    let at = if rest.starts_with(&**before) {
+                        0
+                    } else {
+                        rest.find(&**before)?
+                    };
+                    from += at + before.len();
                     let rest = value.get(from..)?;
                     let length = rest.find('\n').unwrap_or(rest.len());
                     if length > 0 {

@@ -318,7 +318,9 @@ impl Drop for Observation {
 
 /// Returns the wall clock at the clock's zero, in nanoseconds since 1970.
 fn wall_at_zero(clock: Clock) -> u64 {
-    let since = clock.wall().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    let since = clock
+        .wall()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH);
     let nanos = since.unwrap_or_default().as_nanos() as u64;
     nanos.wrapping_sub(clock.now().as_nanos())
 }

@@ -103,13 +103,12 @@ fn host<'a>(
 /// Takes the port and a last dot off a host: `name`, `name:port`, `[address]` or `[address]:port`.
 fn bare_host(given: &str) -> Result<&str, Invalid> {
     let bad = invalid(400, "the Host header is not a host");
-    let (name, port) = match given.find(']') {
-        Some(end) => given.split_at_checked(end + 1).ok_or(bad)?,
-        None => given
-            .find(':')
-            .and_then(|at| given.split_at_checked(at))
-            .unwrap_or((given, "")),
+    let place = |wanted| given.bytes().position(|byte| byte == wanted);
+    let end = match place(b']') {
+        Some(bracket) => bracket + 1,
+        None => place(b':').unwrap_or(given.len()),
     };
+    let (name, port) = given.split_at_checked(end).ok_or(bad)?;
     let is_port = |port: &str| {
         port.strip_prefix(':')
             .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))

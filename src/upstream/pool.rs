@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -51,8 +50,10 @@ pub(crate) struct Upstream {
     pub(crate) index: usize,
     now: Rc<Cell<Instant>>,
     idle: RefCell<VecDeque<Idle>>,
-    in_use: Arc<Semaphore>,
+    in_use: Cell<usize>,
     waiting: Cell<usize>,
+    /// Wakes the one that has waited longest when a place becomes free.
+    freed: Notify,
     next_endpoint: Cell<usize>,
     open: IntGauge,
 }
@@ -143,11 +144,31 @@ pub(crate) struct Lease {
     link: Box<Link>,
     /// Whether the connection carried requests before, and so may turn out closed.
     pub(crate) is_reused: bool,
-    upstream: Rc<Upstream>,
-    _place: OwnedSemaphorePermit,
+    place: Place,
+}
+
+/// The right to use one connection, as long as it lives.
+#[derive(Debug)]
+struct Place(Rc<Upstream>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.in_use.set(self.0.in_use.get() - 1);
+        if self.0.waiting.get() > 0 {
+            self.0.freed.notify_one();
+        }
+    }
 }
 
 impl Lease {
+    fn new(link: Box<Link>, is_reused: bool, place: Place) -> Self {
+        Self {
+            link,
+            is_reused,
+            place,
+        }
+    }
+
     /// Sends a request; [`Self::drive`] gets it and its answer through.
     pub(crate) fn send(
         &mut self,
@@ -192,15 +213,15 @@ impl Lease {
 
     /// Returns the place of the connection's upstream among all upstreams.
     pub(crate) fn upstream_index(&self) -> usize {
-        self.upstream.index
+        self.place.0.index
     }
 
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
-        let Self { link, upstream, .. } = self;
+        let Self { link, place, .. } = self;
         if !link.sender.is_closed() {
-            let since = upstream.now.get();
-            upstream.idle.borrow_mut().push_back(Idle { link, since });
+            let since = place.0.now.get();
+            place.0.idle.borrow_mut().push_back(Idle { link, since });
         }
     }
 }
@@ -256,8 +277,9 @@ impl Upstream {
             index,
             now,
             idle: RefCell::default(),
-            in_use: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            in_use: Cell::new(0),
             waiting: Cell::new(0),
+            freed: Notify::new(),
             next_endpoint: Cell::new(0),
             open,
         })
@@ -266,9 +288,11 @@ impl Upstream {
     /// Returns the connection that was used last, where one is free at once. It is the least likely to
     /// have been closed meanwhile.
     pub(crate) fn idle_connection(self: &Rc<Self>) -> Option<Lease> {
-        let place = Arc::clone(&self.in_use).try_acquire_owned().ok()?;
-        self.take_idle()
-            .map(|link| self.lease(link, true, place))
+        if self.waiting.get() > 0 {
+            return None;
+        }
+        let place = self.take_place()?;
+        self.take_idle().map(|link| Lease::new(link, true, place))
     }
 
     /// Returns a connection: an idle one that became free while waiting for a place, or a new one;
@@ -277,13 +301,13 @@ impl Upstream {
         let deadline = Instant::now() + self.spec.connect_timeout;
         let place = self.place(deadline).await?;
         if !fresh && let Some(link) = self.take_idle() {
-            return Ok(self.lease(link, true, place));
+            return Ok(Lease::new(link, true, place));
         }
         let link = match timeout_at(deadline, self.connect()).await {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
         };
-        Ok(self.lease(link, false, place))
+        Ok(Lease::new(link, false, place))
     }
 
     fn take_idle(&self) -> Option<Box<Link>> {
@@ -310,20 +334,6 @@ impl Upstream {
         found
     }
 
-    fn lease(
-        self: &Rc<Self>,
-        link: Box<Link>,
-        is_reused: bool,
-        place: OwnedSemaphorePermit,
-    ) -> Lease {
-        Lease {
-            link,
-            is_reused,
-            upstream: Rc::clone(self),
-            _place: place,
-        }
-    }
-
     /// Closes connections that were not used for a while. Called ten times a second.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
@@ -336,18 +346,29 @@ impl Upstream {
         self.idle.borrow_mut().pop_back()
     }
 
-    /// Waits for the right to use a connection.
-    async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, UpstreamError> {
-        if let Ok(place) = Arc::clone(&self.in_use).try_acquire_owned() {
+    fn take_place(self: &Rc<Self>) -> Option<Place> {
+        let in_use = self.in_use.get();
+        (in_use < CONNECTIONS_MAX).then(|| {
+            self.in_use.set(in_use + 1);
+            Place(Rc::clone(self))
+        })
+    }
+
+    /// Waits for the right to use a connection, behind those who wait already.
+    async fn place(self: &Rc<Self>, deadline: Instant) -> Result<Place, UpstreamError> {
+        if self.waiting.get() == 0
+            && let Some(place) = self.take_place()
+        {
             return Ok(place);
         }
-        let waiter = Waiter::join(&self.waiting).ok_or(UpstreamError::ConnectionLimit)?;
-        let place = timeout_at(deadline, Arc::clone(&self.in_use).acquire_owned()).await;
-        drop(waiter);
-        match place {
-            Ok(Ok(place)) => Ok(place),
-            // The semaphore is never closed; out of time is the one way to fail.
-            Ok(Err(_)) | Err(_) => Err(UpstreamError::ConnectionLimit),
+        let _waiter = Waiter::join(&self.waiting).ok_or(UpstreamError::ConnectionLimit)?;
+        loop {
+            if timeout_at(deadline, self.freed.notified()).await.is_err() {
+                return Err(UpstreamError::ConnectionLimit);
+            }
+            if let Some(place) = self.take_place() {
+                return Ok(place);
+            }
         }
     }
 
