@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::metrics::Metrics;
 use crate::settings::AccessLog as Target;
 
-/// The most chunks that wait for the writer: 64 × 64 KiB = 4 MiB.
-const CHUNKS_MAX: usize = 64;
+/// The most chunks that wait for the writer: 16 × 256 KiB = 4 MiB.
+const CHUNKS_MAX: usize = 16;
 /// A chunk is handed over when it is longer than this, and at the latest at the next flush.
-const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 256 * 1024;
 
 /// The thread that writes, to be waited for when all senders are gone.
 #[derive(Debug)]

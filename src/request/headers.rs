@@ -93,10 +93,17 @@ impl Fields {
 /// fields that every proxy keeps to itself (RFC 9110, 7.6.1).
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, fields: Fields) {
     if fields.connection {
-        let named: Vec<HeaderName> = connection_names(headers)
-            // `Connection: host` must not take away what tells services apart.
-            .filter(|name| *name != HOST)
-            .collect();
+        // Most servers say `keep-alive` and nothing else, which names no field but `Keep-Alive`.
+        let mut lines = headers.get_all(CONNECTION).iter();
+        let is_usual = lines.next().is_some_and(|line| line == "keep-alive") && lines.count() == 0;
+        let named: Vec<HeaderName> = if is_usual {
+            Vec::new()
+        } else {
+            connection_names(headers)
+                // `Connection: host` must not take away what tells services apart.
+                .filter(|name| *name != HOST)
+                .collect()
+        };
         headers.remove(CONNECTION);
         for name in named {
             headers.remove(name);

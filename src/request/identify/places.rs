@@ -67,11 +67,11 @@ pub(super) fn header<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
 ) -> Result<Option<Cow<'a, str>>, Invalid> {
-    let Some(first) = headers.get(name) else {
+    let mut lines = headers.get_all(name).iter();
+    let Some(first) = lines.next() else {
         return Ok(None);
     };
-    // `get_all` walks a chain that a single value does not have.
-    if headers.get_all(name).iter().any(|other| other != first) {
+    if lines.any(|other| other != first) {
         return Err(AMBIGUOUS);
     }
     Ok(Some(text(first.as_bytes())))
