@@ -343,8 +343,8 @@ fn push_json(line: &mut Vec<u8>, bytes: &[u8]) {
     let shown = bytes.get(..LOGGED_BYTES_MAX).unwrap_or(bytes);
     line.push(b'"');
     // Without a way out in the middle, many bytes are looked at in one step.
-    let is_odd = |byte: u8| !(0x20..0x7f).contains(&byte) || byte == b'"' || byte == b'\\';
-    if !shown.iter().fold(false, |odd, byte| odd | is_odd(*byte)) {
+    let is_plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    if shown.iter().fold(true, |all, byte| all & is_plain(*byte)) {
         line.extend_from_slice(shown);
     } else {
         for character in String::from_utf8_lossy(shown).chars() {
