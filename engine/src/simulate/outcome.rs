@@ -87,6 +87,8 @@ pub struct SurgeOutcome {
     pub requests: u64,
     /// Share of them that were refused.
     pub bad_refused_ratio: f64,
+    /// The same of those from the first refusal on.
+    pub refused_since_first_ratio: Option<f64>,
     /// Legitimate requests of the source from its beginning until the release.
     pub source_legitimate_requests: u64,
     /// Share of them that were refused.

@@ -10,7 +10,7 @@ use super::outcome::{Outcome, RuleSeen, SurgeOutcome};
 use super::scenario::{Kind, Scenario};
 use super::values::{Mask, Values};
 use crate::attribute::Schema;
-use crate::detect::{Happening, Incident};
+use crate::detect::{Happening, Incident, Moment};
 use crate::request::RequestFacts;
 use crate::rules::{Action, Mode, Rule, When};
 use crate::source::Source;
@@ -27,6 +27,9 @@ const TOUCHES_MIN: f64 = 0.01;
 const MATCHED_MIN: f64 = 0.99;
 const NORMAL_MAX: f64 = 1.05;
 
+/// A rule that is made later than this after an event is about another one.
+const LATE_S: f64 = 60.0;
+
 /// Requests of each event that rules are judged on.
 const JUDGED: usize = 1000;
 
@@ -35,8 +38,10 @@ const JUDGED: usize = 1000;
 pub(super) enum Whose {
     /// The background's: it fits these events' sources, and was known before these.
     Normal { mask: Mask, known: Mask },
-    /// This event's.
-    Event(usize),
+    /// This surge's.
+    Surge(usize),
+    /// This crowd's: it fits these events' sources.
+    Crowd { at: usize, mask: Mask },
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +69,10 @@ impl Served {
 #[derive(Clone, Debug, Default)]
 struct EventTally {
     own: Served,
+    /// From the first refusal on.
+    met: Served,
+    /// Whether it has ended and no rule from then is left.
+    over: bool,
     source: Served,
     known: Served,
 }
@@ -106,43 +115,41 @@ impl Score {
     }
 
     /// Counts one request. `affected` are the events whose sources suffer from them now.
-    pub(super) fn count(
-        &mut self,
-        whose: Whose,
-        refused: bool,
-        affected: Mask,
-        streams: &[Stream],
-    ) {
+    pub(super) fn count(&mut self, whose: Whose, refused: bool, affected: Mask) {
         self.requests += 1;
-        match whose {
-            Whose::Event(at) => {
-                let is_bad = streams
-                    .get(at)
-                    .is_some_and(|stream| stream.event.kind == Kind::Surge);
-                if let Some(event) = self.events.get_mut(at) {
-                    event.own.add(refused);
-                }
-                if !is_bad {
-                    self.legitimate.add(refused);
-                    self.legitimate_in_tick += u64::from(!refused);
+        let (mask, known) = match whose {
+            Whose::Surge(at) => {
+                self.count_own(at, refused);
+                return;
+            }
+            Whose::Crowd { at, mask } => {
+                self.count_own(at, refused);
+                (mask, 0)
+            }
+            Whose::Normal { mask, known } => (mask, known),
+        };
+        self.legitimate_in_tick += u64::from(!refused);
+        let of_source = mask & affected;
+        if of_source == 0 {
+            self.legitimate.add(refused);
+            return;
+        }
+        for (at, event) in self.events.iter_mut().enumerate() {
+            let bit = 1 << at;
+            if of_source & bit != 0 {
+                event.source.add(refused);
+                if known & bit != 0 {
+                    event.known.add(refused);
                 }
             }
-            Whose::Normal { mask, known } => {
-                self.legitimate_in_tick += u64::from(!refused);
-                let of_source = mask & affected;
-                if of_source == 0 {
-                    self.legitimate.add(refused);
-                    return;
-                }
-                for (at, event) in self.events.iter_mut().enumerate() {
-                    let bit = 1 << at;
-                    if of_source & bit != 0 {
-                        event.source.add(refused);
-                        if known & bit != 0 {
-                            event.known.add(refused);
-                        }
-                    }
-                }
+        }
+    }
+
+    fn count_own(&mut self, at: usize, refused: bool) {
+        if let Some(event) = self.events.get_mut(at) {
+            event.own.add(refused);
+            if event.own.refused > 0 {
+                event.met.add(refused);
             }
         }
     }
@@ -153,14 +160,14 @@ impl Score {
         self.legitimate_in_tick = 0;
     }
 
-    /// Returns the surges that go on, or of whose source a rule is still in force.
-    pub(super) fn affected(&self, streams: &[Stream], t: f64) -> Mask {
+    /// Returns the surges that go on, or since whose end there always was a rule.
+    pub(super) fn affected(&mut self, streams: &[Stream], t: f64) -> Mask {
         let is_ruled = self.rules.iter().any(|rule| rule.gone.is_none());
         let mut mask = 0;
-        for (at, stream) in streams.iter().enumerate() {
+        for (at, (stream, tally)) in streams.iter().zip(&mut self.events).enumerate() {
             let event = &stream.event;
-            let goes_on = t < event.until.as_secs_f64() || is_ruled;
-            if event.kind == Kind::Surge && t >= event.from.as_secs_f64() && goes_on {
+            tally.over |= t >= event.until.as_secs_f64() && !is_ruled;
+            if event.kind == Kind::Surge && t >= event.from.as_secs_f64() && !tally.over {
                 mask |= 1 << at;
             }
         }
@@ -224,12 +231,12 @@ impl Score {
             schema,
             begun: now.as_secs_f64() - t,
             streams,
+            shares: streams
+                .iter()
+                .map(|stream| mix.share(values, &stream.when))
+                .collect(),
         };
-        let fits: Vec<Vec<Fit>> = self
-            .rules
-            .iter()
-            .map(|rule| judge.fits(&rule.when))
-            .collect();
+        let fits: Vec<Vec<Fit>> = self.rules.iter().map(|rule| judge.fits(rule, t)).collect();
         let surges: Vec<SurgeOutcome> = (0..streams.len())
             .filter_map(|at| self.surge(at, &judge, &fits, incidents, t))
             .collect();
@@ -303,16 +310,22 @@ impl Score {
         let counted = judge.counted_from(stream);
         let (from, until) = (event.from.as_secs_f64(), event.until.as_secs_f64());
         let overlap = |rule: &Seen| rule.gone.unwrap_or(end).min(until) - rule.since.max(from);
-        // The rules about this event, and of those rather such as are not exact for another one.
-        let about: Vec<(&Seen, &Fit)> = self
+        // The rules that hold this event back; of those, if there are such, the ones that are about it
+        // rather than about another one.
+        let holding: Vec<(&Seen, &Vec<Fit>)> = self
             .rules
             .iter()
             .zip(fits)
-            .filter(|(rule, _)| rule.since >= from || rule.gone.is_none_or(|gone| gone > from))
-            .filter(|(rule, _)| rule.since <= until && !rule.shadow)
-            .filter(|(_, fits)| best(fits).is_none_or(|best| best == at))
+            .filter(|(rule, _)| rule.since <= until && rule.gone.is_none_or(|gone| gone > from))
+            .filter(|(rule, _)| !rule.shadow)
+            .filter(|(_, fits)| fits.get(at).is_some_and(|fit| fit.matched >= HITS_MIN))
+            .collect();
+        let is_own = |fits: &[Fit]| best(fits) == Some(at);
+        let has_own = holding.iter().any(|(_, fits)| is_own(fits));
+        let about: Vec<(&Seen, &Fit)> = holding
+            .into_iter()
+            .filter(|(_, fits)| !has_own || is_own(fits))
             .filter_map(|(rule, fits)| Some((rule, fits.get(at)?)))
-            .filter(|(_, fit)| fit.matched >= HITS_MIN)
             .collect();
         let best = about
             .iter()
@@ -347,11 +360,12 @@ impl Score {
             source_found: best.map(|(rule, _)| rule.text.clone()),
             rule: best.map(|(rule, _)| rule.name.clone()),
             matched_ratio: best.map(|(_, fit)| fit.matched),
-            normal_share: judge.mix.share(judge.values, &stream.when),
+            normal_share: judge.shares.get(at).copied().unwrap_or(0.0),
             rule_normal_share: best.map(|(_, fit)| fit.normal),
             exact: best.is_some_and(|(_, fit)| fit.exact),
             requests: tally.own.all,
             bad_refused_ratio: tally.own.refused_ratio().unwrap_or(0.0),
+            refused_since_first_ratio: tally.met.refused_ratio(),
             source_legitimate_requests: tally.source.all,
             source_legitimate_refused_ratio: tally.source.refused_ratio(),
             known_source_legitimate_served_ratio: tally
@@ -394,18 +408,26 @@ struct Judge<'a> {
     /// The scenario's beginning on the detector's clock.
     begun: f64,
     streams: &'a [Stream],
+    /// Per event, its source's share of normal traffic.
+    shares: Vec<f64>,
 }
 
 impl Judge<'_> {
-    /// Judges a condition against each event.
-    fn fits(&self, when: &When) -> Vec<Fit> {
-        let normal = self.mix.share(self.values, when);
-        let streams = self.streams.iter().enumerate();
+    /// Judges a rule against each event that it was there for.
+    fn fits(&self, rule: &Seen, end: f64) -> Vec<Fit> {
+        let normal = self.mix.share(self.values, &rule.when);
+        let streams = self.streams.iter().zip(&self.shares).enumerate();
         streams
-            .map(|(at, stream)| {
-                let matched = self.matched(at, when);
-                let true_share = self.mix.share(self.values, &stream.when);
-                let exact = matched >= MATCHED_MIN && normal <= NORMAL_MAX * true_share + 1e-9;
+            .map(|(at, (stream, share))| {
+                let (from, until) = (&stream.event.from, &stream.event.until);
+                let late = until.as_secs_f64() + LATE_S;
+                let is_there = rule.since <= late && rule.gone.unwrap_or(end) >= from.as_secs_f64();
+                let matched = if is_there {
+                    self.matched(at, &rule.when)
+                } else {
+                    0.0
+                };
+                let exact = matched >= MATCHED_MIN && normal <= NORMAL_MAX * share + 1e-9;
                 Fit {
                     matched,
                     normal,
@@ -436,7 +458,14 @@ impl Judge<'_> {
     /// Returns when an event's first alarm was: of an incident of its source, or one that has none.
     fn detected(&self, at: usize, incidents: &[Incident], until: f64) -> Option<f64> {
         let from = self.streams.get(at)?.event.from.as_secs_f64();
+        let is_alarm = |moment: &Moment| {
+            let t = moment.at.as_secs_f64() - self.begun;
+            moment.what == Happening::Surge && (from..until).contains(&t)
+        };
         let alarms = incidents.iter().filter(|incident| {
+            if !incident.timeline.iter().any(is_alarm) {
+                return false;
+            }
             incident.source.as_ref().is_none_or(|source| {
                 let when = when_of(source, self.schema);
                 self.matched(at, &when) >= HITS_MIN
@@ -444,9 +473,8 @@ impl Judge<'_> {
         });
         alarms
             .flat_map(|incident| &incident.timeline)
-            .filter(|moment| moment.what == Happening::Surge)
+            .filter(|moment| is_alarm(moment))
             .map(|moment| moment.at.as_secs_f64() - self.begun)
-            .filter(|moment| (from..until).contains(moment))
             .min_by(f64::total_cmp)
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::background::{Mix, Moment, address_of, born, instance_of};
 use super::course::Shape;
 use super::draw::{below, poisson};
-use super::load::Stream;
+use super::load::{Stream, holds};
 use super::outcome::Outcome;
 use super::scenario::{Background, Draws, Instances, Kind, Scenario};
 use super::score::{Score, Whose};
@@ -30,12 +30,8 @@ use crate::verdict::Verdict;
 /// How often the detector looks at the traffic: as in the proxy.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// How much longer than the warm-up is trained: instances become known after one to two settle
-/// periods of 30 s.
-const SETTLING: Duration = Duration::from_mins(1);
-
 /// Requests per second and worker, at most.
-const WORKER_RATE: f64 = 50_000.0;
+const WORKER_RATE: f64 = 100_000.0;
 const WORKERS_MAX: usize = 16;
 
 /// What a scenario needs that stands in other files.
@@ -104,7 +100,9 @@ pub struct Simulation {
     now: Instant,
     /// Seconds of the scenario; below zero while it is trained.
     t: f64,
+    /// Per place of the background, when its client was first seen.
     first_seen: Vec<f32>,
+    known_after: f64,
     upstream: Upstream,
     score: Score,
 }
@@ -171,7 +169,7 @@ impl Simulation {
         let trained = if scenario.cold {
             0.0
         } else {
-            (scenario.detection.warmup + SETTLING).as_secs_f64()
+            scenario.detection.warmup.as_secs_f64() + known_after(&scenario)
         };
         let slots = if scenario.events.is_empty() {
             0
@@ -188,6 +186,7 @@ impl Simulation {
                 suffers: false,
             },
             first_seen: vec![f32::INFINITY; slots],
+            known_after: known_after(&scenario),
             t: -trained,
             generation: 1,
             rules: inputs.rules,
@@ -285,6 +284,7 @@ impl Simulation {
             recorders,
             policy,
             first_seen,
+            known_after,
             score,
             now,
             t,
@@ -346,7 +346,7 @@ impl Simulation {
                     (Some(moved), Some(facts)) => {
                         mix.dress(values, &client, random, facts);
                         moved.convert(values, facts);
-                        mask = 0;
+                        mask = fitting(streams, affected, facts);
                         facts
                     }
                     _ => &mut normal,
@@ -363,7 +363,7 @@ impl Simulation {
                     }
                     whose = Whose::Normal {
                         mask,
-                        known: known(streams, *first),
+                        known: known(streams, *first, *known_after),
                     };
                     let loops = |at: &usize| {
                         members.get(*at).is_some_and(|slots| slots.contains(&slot))
@@ -374,7 +374,7 @@ impl Simulation {
                             })
                     };
                     if let Some(at) = (0..streams.len()).find(loops) {
-                        whose = Whose::Event(at);
+                        whose = Whose::Surge(at);
                     }
                 }
                 (facts, whose)
@@ -384,7 +384,13 @@ impl Simulation {
                     continue;
                 };
                 stream.request(mix, values, moment, middle, random, facts);
-                (facts, Whose::Event(at))
+                let whose = if stream.event.kind == Kind::Surge {
+                    Whose::Surge(at)
+                } else {
+                    let mask = fitting(streams, affected, facts);
+                    Whose::Crowd { at, mask }
+                };
+                (facts, whose)
             };
             let instant = *now + TICK.mul_f64(at as f64 / all as f64);
             let standing = if judged {
@@ -403,7 +409,7 @@ impl Simulation {
             let refused = standing == Standing::Refused;
             passed += u64::from(!refused);
             if *t >= -1e-9 {
-                score.count(whose, refused, affected, streams);
+                score.count(whose, refused, affected);
             } else {
                 score.trained += 1;
             }
@@ -412,14 +418,28 @@ impl Simulation {
     }
 }
 
-/// How long an instance must have been there before an event to count as known before it.
-const KNOWN_FOR_S: f64 = 60.0;
-
-/// Returns the events before which an instance was known that was first seen at `first` seconds.
-fn known(streams: &[Stream], first: f32) -> Mask {
+/// Returns which of the events in `affected` have a source that fits a request.
+fn fitting(streams: &[Stream], affected: Mask, facts: &RequestFacts<'_>) -> Mask {
     let mut mask = 0;
     for (at, stream) in streams.iter().enumerate() {
-        if f64::from(first) + KNOWN_FOR_S <= stream.event.from.as_secs_f64() {
+        if affected & (1 << at) != 0 && holds(&stream.when, facts) {
+            mask |= 1 << at;
+        }
+    }
+    mask
+}
+
+/// Returns after how many seconds an instance counts as known: the detector takes it for that after
+/// one to two settle periods, which are 2 s to 30 s by the warm-up.
+fn known_after(scenario: &Scenario) -> f64 {
+    2.0 * (scenario.detection.warmup.as_secs_f64() / 4.0).clamp(2.0, 30.0)
+}
+
+/// Returns the events before which an instance was known that was first seen at `first` seconds.
+fn known(streams: &[Stream], first: f32, known_after: f64) -> Mask {
+    let mut mask = 0;
+    for (at, stream) in streams.iter().enumerate() {
+        if f64::from(first) + known_after <= stream.event.from.as_secs_f64() {
             mask |= 1 << at;
         }
     }
