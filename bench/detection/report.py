@@ -41,13 +41,13 @@ COLLATERAL_MAX = 0.01
 
 def unpack(data, name, folder):
     """Returns the path of a table without compression."""
-    plain = data / name
-    if plain.exists():
-        return plain
-    packed = data / (name + ".zst")
-    if not packed.exists():
+    for plain in [data / name, *data.glob(f"*/{name}")]:
+        if plain.exists():
+            return plain.resolve()
+    packed = next((path for path in [data / f"{name}.zst", *data.glob(f"*/{name}.zst")] if path.exists()), None)
+    if packed is None:
         sys.exit(f"{data}: there is neither {name} nor {name}.zst; name the folder with the recorded counts")
-    out = folder / name
+    out = folder.resolve() / name
     with open(out, "wb") as file:
         subprocess.run(["zstd", "-dcq", str(packed)], stdout=file, check=True)
     return out
