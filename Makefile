@@ -15,10 +15,10 @@ PROMTOOL_SKIPPED := alerts (promtool is missing: apt-get install -y prometheus)
 
 STEPS := toolchain fmt clippy test doctest doc config alerts
 
-.PHONY: help check $(STEPS) demo bench incident audit
+.PHONY: help check $(STEPS) demo bench detection-report incident audit
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 check: ## Runs everything that CI runs: format, lints, tests, docs, configuration, alerts
 	@began=$$SECONDS; \
@@ -72,6 +72,11 @@ demo: ## Replays the 2020 incident over real sockets, in one process
 
 bench: ## Compares CPU per request with nginx and HAProxy, side by side (4 minutes at most)
 	@python3 bench/compare.py --build $(ARGS)
+
+detection-report: ## Measures the detector on recorded traffic: make detection-report DATA=FOLDER (15 minutes at most)
+	@test -n "$(DATA)" || { echo "name the folder with the recorded counts: make detection-report DATA=FOLDER; see bench/detection/report.py"; exit 2; }
+	@$(CARGO) build --quiet --release --locked --bin tidegate
+	@python3 bench/detection/report.py "$(DATA)" --binary "$${CARGO_TARGET_DIR:-target}/release/tidegate" $(ARGS)
 
 incident: ## Replays the incident against `tidegate run`, with nginx and wrk (half a minute)
 	@python3 bench/incident.py --build $(ARGS)

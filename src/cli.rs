@@ -3,6 +3,7 @@
 mod demo;
 mod explain;
 mod run;
+mod simulate;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ enum Command {
     },
     /// Replays the 2020 incident in one process, over real sockets, and tells it as it happens.
     Demo(demo::Demo),
+    /// Plays scenarios in virtual time. Exit 0 if all expectations are met, 1 if not.
+    Simulate(simulate::Simulate),
     /// Shows which attributes, rules and limits a request would meet. Spends nothing.
     Explain(explain::Explain),
 }
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Run { config } => run::run(&config),
         Command::Check { paths } => run_check(&paths),
         Command::Demo(demo) => demo.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Explain(explain) => explain.run(),
     }
 }

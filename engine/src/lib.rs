@@ -17,6 +17,7 @@ pub mod request;
 pub mod rules;
 pub mod rules_file;
 pub mod service;
+pub mod simulate;
 pub mod source;
 pub mod time;
 pub mod traffic;

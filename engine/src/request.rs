@@ -43,9 +43,33 @@ impl HashKey {
         self.0.hash_one(value).max(1)
     }
 
+    /// Hashes a value for [`RequestFacts::set_prehashed`]. One above [`VALUE_BYTES_MAX`] is cut there.
+    pub fn prehash(&self, value: &str) -> Prehashed {
+        let end = value.floor_char_boundary(VALUE_BYTES_MAX);
+        let text = value.get(..end).unwrap_or_default();
+        Prehashed {
+            text: text.into(),
+            hash: self.hash(text.as_bytes()),
+        }
+    }
+
     /// Hashes an address as it counts: IPv4 whole, IPv6 as its /64.
     pub fn hash_address(&self, address: IpAddr) -> u64 {
         self.0.hash_one(counted_address(address)).max(1)
+    }
+}
+
+/// A value that was hashed once, for whoever makes many requests of few values.
+#[derive(Clone, Debug)]
+pub struct Prehashed {
+    text: Box<str>,
+    hash: u64,
+}
+
+impl Prehashed {
+    /// Returns the text.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -116,6 +140,38 @@ impl<'a> RequestFacts<'a> {
             *slot = Some(value);
             *place = hash;
         }
+    }
+
+    /// Sets an attribute to a value that was hashed with this request's key before.
+    pub fn set_prehashed(&mut self, id: AttributeId, value: &'a Prehashed) {
+        if let (false, Some(slot), Some(place)) = (
+            id.is_address(),
+            self.values.get_mut(id.index()),
+            self.hashes.get_mut(id.index()),
+        ) {
+            *slot = Some(Cow::Borrowed(&value.text));
+            *place = value.hash;
+        }
+    }
+
+    /// Takes an attribute's value away, so that the facts can be used for another request.
+    pub fn unset(&mut self, id: AttributeId) {
+        if let (false, Some(slot), Some(place)) = (
+            id.is_address(),
+            self.values.get_mut(id.index()),
+            self.hashes.get_mut(id.index()),
+        ) {
+            *slot = None;
+            *place = 0;
+        }
+    }
+
+    /// Changes the client's address, so that the facts can be used for another request.
+    pub fn come_from(&mut self, address: IpAddr) {
+        self.address = address.to_canonical();
+        let [of_address, of_network, ..] = &mut self.hashes;
+        *of_address = self.key.hash_address(self.address);
+        *of_network = self.key.0.hash_one(network_of(self.address)).max(1);
     }
 
     /// Sets an attribute whose value must never be shown: only its hash is kept, so it can tell
@@ -228,6 +284,22 @@ mod tests {
         let facts = |text: &str| RequestFacts::new(&key, text.parse().unwrap()).instance();
         assert_eq!(facts("2001:db8::1"), facts("2001:db8::ffff"));
         assert_ne!(facts("2001:db8::1"), facts("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn facts_that_are_used_again_are_those_of_the_new_request() {
+        let key = HashKey::from_seed(1);
+        let mut fresh = RequestFacts::new(&key, "198.51.100.7".parse().unwrap());
+        fresh.set(AttributeId::METHOD, Cow::Borrowed("GET"));
+        let value = key.prehash("GET");
+        let mut used = RequestFacts::new(&key, "192.0.2.7".parse().unwrap());
+        used.set(AttributeId::HOST, Cow::Borrowed("a.example"));
+        used.unset(AttributeId::HOST);
+        used.set_prehashed(AttributeId::METHOD, &value);
+        used.come_from("198.51.100.7".parse().unwrap());
+        assert_eq!(used.hashes, fresh.hashes);
+        assert_eq!(used.values, fresh.values);
+        assert_eq!(used.address(), fresh.address());
     }
 
     #[test]

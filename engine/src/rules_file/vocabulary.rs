@@ -45,6 +45,14 @@ impl Vocabulary {
         }
     }
 
+    /// Takes every name, and learns the attributes that `schema` does not have.
+    pub fn lenient_beyond(schema: Schema) -> Self {
+        Self {
+            schema,
+            ..Self::lenient()
+        }
+    }
+
     /// Returns the attributes, learnt ones included.
     pub fn schema(&self) -> &Schema {
         &self.schema

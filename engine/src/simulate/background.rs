@@ -1,0 +1,575 @@
+//! The background: who sends what normally. Knows nothing of events.
+//!
+//! A population is never held in memory. A request's sender is drawn by its rank in a log-normal
+//! population ([`Ranks`]); everything about a client follows from its place by hashing, so that the
+//! same place is always the same client. Clients live for an hour each, so instances come and go
+//! slowly: 1 % of them in 36 s.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::course::{Shape, Tape};
+use super::draw::{Alias, Ranks, below, mix, unit};
+use super::scenario::{Background, Drawn, Draws, Scenario, TableSpec};
+use super::table::Table;
+use super::values::{Mask, ValueId, Values};
+use crate::attribute::{AttributeId, Schema, Side};
+use crate::request::RequestFacts;
+use crate::rules::When;
+use crate::traffic::Random;
+
+/// How long a client lives before another takes its place, in seconds.
+const LIFE_S: f64 = 3600.0;
+
+/// A client of a table's background sends one request in so many seconds, in the mean.
+const TABLE_INTERVAL_S: f64 = 20.0;
+
+/// Clients of a described background that have no `clients`, per request a second.
+pub(super) const INTERVAL_DEFAULT_S: f64 = 20.0;
+
+/// One client of a population.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    /// Everything about it follows from this.
+    pub(super) seed: u64,
+    /// Its place in the population; `None` for a stranger.
+    pub(super) slot: Option<u32>,
+    /// For a table, its combination of values.
+    leaf: u32,
+}
+
+/// Where a tick stands in the background.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// Requests per second.
+    pub(super) rate: f64,
+    /// Two bins of the table and how far it is from the first to the second.
+    bins: (usize, usize),
+    between: f64,
+}
+
+/// One attribute that is drawn.
+#[derive(Debug)]
+struct Attribute {
+    id: AttributeId,
+    /// Whether a client keeps its value.
+    is_kept: bool,
+    choices: Vec<(ValueId, f64)>,
+    alias: Alias,
+}
+
+#[derive(Debug)]
+struct Bin {
+    begins: f64,
+    /// Events per second.
+    rate: f64,
+    alias: Alias,
+    /// Leaf, and the clients of its who.
+    rows: Vec<(u32, f32)>,
+}
+
+/// The place of a value that is absent.
+const ABSENT: ValueId = ValueId::MAX;
+
+#[derive(Debug)]
+struct Recorded {
+    ids: Vec<AttributeId>,
+    /// Per leaf, its values; as many as there are ids.
+    values: Vec<ValueId>,
+    masks: Vec<Mask>,
+    /// Per leaf, its share of all events.
+    shares: Vec<f64>,
+    /// Per leaf, who; per who, its first slot and a leaf of it.
+    whos: Vec<u32>,
+    first_slots: Vec<(u32, u32)>,
+    bins: Vec<Bin>,
+    length: f64,
+    width: f64,
+    mean: f64,
+}
+
+/// The background.
+#[derive(Debug)]
+pub(super) struct Mix {
+    seed: u64,
+    ranks: Ranks,
+    clients: u32,
+    rate: f64,
+    tape: Tape,
+    shape: Option<Shape>,
+    drawn: Vec<Attribute>,
+    recorded: Option<Recorded>,
+    /// The events that a request without any of the above fits.
+    base: Mask,
+}
+
+impl Mix {
+    pub(super) fn new(
+        scenario: &Scenario,
+        schema: &Schema,
+        values: &mut Values,
+        table: Option<&Table>,
+        shape: Option<Shape>,
+    ) -> Self {
+        let seed = mix(scenario.seed ^ 0xBAC6);
+        let mut drawn = Vec::new();
+        let mut add = |name: &str, choices: Vec<(String, f64)>, values: &mut Values| {
+            let Some(id) = schema.id(name) else { return };
+            let weights: Vec<f64> = choices.iter().map(|(_, weight)| *weight).collect();
+            let total: f64 = weights.iter().sum();
+            drawn.push(Attribute {
+                id,
+                is_kept: schema.spec(id).is_some_and(|spec| spec.side == Side::Who),
+                choices: choices
+                    .iter()
+                    .map(|(text, weight)| (values.add(id, text), weight / total))
+                    .collect(),
+                alias: Alias::new(&weights),
+            });
+        };
+        let mut recorded = None;
+        let (rate, tape, clients);
+        let mut named: Vec<&str> = Vec::new();
+        match &scenario.background {
+            Background::Drawn(Drawn {
+                rate: requests,
+                clients: number,
+                attributes,
+                speed,
+                begin,
+                ..
+            }) => {
+                for (name, draws) in attributes {
+                    named.push(name);
+                    add(name, choices_of(draws), values);
+                }
+                (rate, clients) = (*requests, *number);
+                tape = Tape::new(*speed, *begin);
+            }
+            Background::Table(spec) => {
+                let table = table.cloned().unwrap_or_default();
+                let of = Recorded::new(spec, &table, schema, values);
+                rate = spec.rate.unwrap_or(of.mean);
+                clients = of.slots();
+                tape = Tape::new(spec.speed, spec.begin);
+                recorded = Some(of);
+            }
+        }
+        let is_recorded = |id| recorded.as_ref().is_some_and(|of| of.ids.contains(&id));
+        if !named.contains(&"service") && !is_recorded(AttributeId::SERVICE) {
+            let services = scenario.services.iter();
+            let choices = services.map(|(name, weight)| (name.to_string(), *weight));
+            add("service", choices.collect(), values);
+        }
+        let present =
+            |id| is_recorded(id) || drawn.iter().any(|attribute: &Attribute| attribute.id == id);
+        let base = values.fits_without(present, schema);
+        Self {
+            seed,
+            ranks: Ranks::new(),
+            clients: clients.max(1),
+            rate,
+            tape,
+            shape,
+            drawn,
+            recorded,
+            base,
+        }
+    }
+
+    /// Returns where `t` seconds of the scenario stand.
+    pub(super) fn moment(&self, t: f64) -> Moment {
+        let position = self.tape.position(t);
+        let mut moment = Moment {
+            rate: self.rate,
+            bins: (0, 0),
+            between: 0.0,
+        };
+        if let Some(recorded) = &self.recorded {
+            let (bins, between) = recorded.place(position);
+            moment.bins = bins;
+            moment.between = between;
+            let rate = |at: usize| recorded.bins.get(at).map_or(0.0, |bin| bin.rate);
+            let now = rate(bins.0) + (rate(bins.1) - rate(bins.0)) * between;
+            moment.rate = now / recorded.mean * self.rate;
+        }
+        if let Some(shape) = &self.shape {
+            moment.rate = self.rate * shape.factor(position);
+        }
+        moment
+    }
+
+    /// Draws who sends the next request.
+    pub(super) fn client(&self, moment: &Moment, random: &mut Random) -> Client {
+        if let Some(recorded) = &self.recorded {
+            let (leaf, clients) = recorded.leaf(moment, random.bits(), random.unit());
+            let rank = self
+                .ranks
+                .sender(f64::from(clients).max(1.0), random.bits());
+            let slot = recorded.slot(leaf, rank);
+            return self.at(slot, leaf);
+        }
+        let slot = self.ranks.sender(f64::from(self.clients), random.bits());
+        self.at(slot, 0)
+    }
+
+    /// Returns the client at a place.
+    pub(super) fn member(&self, slot: u32) -> Client {
+        let leaf = self.recorded.as_ref().map_or(0, |of| of.leaf_of_slot(slot));
+        self.at(slot, leaf)
+    }
+
+    fn at(&self, slot: u32, leaf: u32) -> Client {
+        Client {
+            seed: mix(self.seed ^ u64::from(slot)),
+            slot: Some(slot),
+            leaf,
+        }
+    }
+
+    /// Makes a client of the same kind that is not in the population.
+    pub(super) fn stranger(&self, moment: &Moment, seed: u64) -> Client {
+        let leaf = self.recorded.as_ref().map_or(0, |recorded| {
+            recorded.leaf(moment, mix(seed ^ 0x1EAF), 1.0).0
+        });
+        Client {
+            seed,
+            slot: None,
+            leaf,
+        }
+    }
+
+    /// Returns how many places there are.
+    pub(super) fn clients(&self) -> u32 {
+        self.clients
+    }
+
+    /// Returns requests per second of everybody, in the mean, and of one client.
+    pub(super) fn usual(&self) -> f64 {
+        match &self.recorded {
+            Some(_) => 1.0 / TABLE_INTERVAL_S,
+            None => self.rate / f64::from(self.clients),
+        }
+    }
+
+    /// Gives a request the attributes of its client, and draws those of the request itself. Returns
+    /// the events whose source it fits.
+    pub(super) fn dress<'a>(
+        &'a self,
+        values: &'a Values,
+        client: &Client,
+        random: &mut Random,
+        facts: &mut RequestFacts<'a>,
+    ) -> Mask {
+        let mut mask = self.base;
+        for attribute in &self.drawn {
+            let bits = if attribute.is_kept {
+                mix(client.seed ^ (attribute.id.index() as u64 + 1) << 48)
+            } else {
+                random.bits()
+            };
+            let choice = attribute.choices.get(attribute.alias.choose(bits));
+            if let Some((value, fits)) = choice.and_then(|(value, _)| values.get(*value)) {
+                facts.set_prehashed(attribute.id, value);
+                mask &= fits;
+            }
+        }
+        if let Some(recorded) = &self.recorded {
+            mask &= recorded.dress(values, client.leaf, facts);
+        }
+        mask
+    }
+
+    /// Returns the share of all normal requests that a condition holds for, judged value by value.
+    pub(super) fn share(&self, values: &Values, when: &When) -> f64 {
+        let mut facts = RequestFacts::new(values.key(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut share = 1.0;
+        let is_recorded = |id| {
+            self.recorded
+                .as_ref()
+                .is_some_and(|of| of.ids.contains(&id))
+        };
+        for (id, condition) in &when.conditions {
+            if id.is_address() {
+                const SAMPLED: u32 = 4096;
+                let hit = (0..SAMPLED).filter(|at| {
+                    let slot = below(mix(u64::from(*at)), self.clients as usize);
+                    facts.come_from(address_of(&self.member(slot as u32)));
+                    condition.holds(*id, &facts)
+                });
+                share *= hit.count() as f64 / f64::from(SAMPLED);
+            } else if let Some(attribute) = self.drawn.iter().find(|drawn| drawn.id == *id) {
+                let mut held = 0.0;
+                for (value, weight) in &attribute.choices {
+                    if let Some((value, _)) = values.get(*value) {
+                        facts.set_prehashed(*id, value);
+                        held += weight * f64::from(u8::from(condition.holds(*id, &facts)));
+                    }
+                }
+                facts.unset(*id);
+                share *= held;
+            } else if !is_recorded(*id) && !condition.holds(*id, &facts) {
+                return 0.0;
+            }
+        }
+        let Some(recorded) = &self.recorded else {
+            return share;
+        };
+        let mut held = 0.0;
+        for (leaf, weight) in recorded.shares.iter().enumerate() {
+            recorded.dress(values, leaf as u32, &mut facts);
+            let of_leaf = when.conditions.iter().filter(|(id, _)| is_recorded(*id));
+            let mut of_leaf = of_leaf.map(|(id, condition)| condition.holds(*id, &facts));
+            if of_leaf.all(|holds| holds) {
+                held += weight;
+            }
+        }
+        share * held
+    }
+}
+
+fn choices_of(draws: &Draws) -> Vec<(String, f64)> {
+    match draws {
+        Draws::Weights(weights) => weights
+            .iter()
+            .map(|(text, weight)| (text.to_string(), *weight))
+            .collect(),
+        Draws::Zipf {
+            values,
+            exponent,
+            prefix,
+        } => (1..=*values)
+            .map(|at| (format!("{prefix}{at}"), f64::from(at).powf(-exponent)))
+            .collect(),
+    }
+}
+
+/// Returns the text that stands for a client's device at `t` seconds.
+pub(super) fn instance_of(client: &Client, t: f64) -> [u8; 8] {
+    if client.slot.is_none() {
+        return mix(client.seed ^ 0x1D).to_le_bytes();
+    }
+    let phase = unit(mix(client.seed ^ 0xA6E));
+    let generation = ((t / LIFE_S + phase).floor() as i64) as u64;
+    mix(client.seed ^ mix(generation)).to_le_bytes()
+}
+
+/// Returns when the device at a client's place began to live, in seconds of the scenario.
+pub(super) fn born(client: &Client, t: f64) -> f64 {
+    let phase = unit(mix(client.seed ^ 0xA6E));
+    ((t / LIFE_S + phase).floor() - phase) * LIFE_S
+}
+
+/// Returns a client's address: seven in ten have their own, a quarter share one with three others (a
+/// household, an office), and the rest are behind a gateway with some hundred.
+pub(super) fn address_of(client: &Client) -> IpAddr {
+    let group = match (client.slot, unit(mix(client.seed ^ 0x9A7))) {
+        (Some(slot), drawn) if drawn > 0.95 => mix(u64::from(slot % 997) ^ 0x6A7E),
+        (Some(slot), drawn) if drawn > 0.7 => mix(u64::from(slot / 13) ^ 0x40_5E),
+        _ => mix(client.seed ^ 0xADD8),
+    };
+    address(group)
+}
+
+/// Returns an address for 64 random bits: one of 11.0.0.0 to 186.255.255.255.
+pub(super) fn address(bits: u64) -> IpAddr {
+    let host = below(bits, 0xB000_0000) as u32;
+    IpAddr::V4(Ipv4Addr::from_bits(0x0B00_0000 + host))
+}
+
+impl Recorded {
+    fn new(spec: &TableSpec, table: &Table, schema: &Schema, values: &mut Values) -> Self {
+        let ids: Vec<AttributeId> = table
+            .attributes
+            .iter()
+            .filter_map(|name| schema.id(name))
+            .collect();
+        let is_who: Vec<bool> = ids
+            .iter()
+            .map(|id| schema.spec(*id).is_some_and(|spec| spec.side == Side::Who))
+            .collect();
+        let of_texts: Vec<Vec<ValueId>> = ids
+            .iter()
+            .zip(&table.texts)
+            .map(|(id, texts)| {
+                let add = |text: &String| match text.as_str() {
+                    "" => ABSENT,
+                    text => values.add(*id, text),
+                };
+                texts.iter().map(add).collect()
+            })
+            .collect();
+        let mut places = std::collections::HashMap::new();
+        let mut leaf_values = Vec::with_capacity(table.leaves.len() * ids.len());
+        let mut masks = Vec::with_capacity(table.leaves.len());
+        let mut whos = Vec::with_capacity(table.leaves.len());
+        let mut who_leaves = Vec::new();
+        for (at, leaf) in table.leaves.iter().enumerate() {
+            let of_leaf: Vec<ValueId> = leaf
+                .iter()
+                .zip(&of_texts)
+                .map(|(text, values)| values.get(*text as usize).copied().unwrap_or(ABSENT))
+                .collect();
+            let mut mask = Mask::MAX;
+            for (id, value) in ids.iter().zip(&of_leaf) {
+                mask &= match values.get(*value) {
+                    Some((_, fits)) => fits,
+                    None => values.fits_without(|other| other != *id, schema),
+                };
+            }
+            let who: Vec<ValueId> = of_leaf
+                .iter()
+                .zip(&is_who)
+                .filter(|(_, is_who)| **is_who)
+                .map(|(value, _)| *value)
+                .collect();
+            let next = who_leaves.len() as u32;
+            let who = *places.entry(who).or_insert(next);
+            if who == next {
+                who_leaves.push(at as u32);
+            }
+            leaf_values.extend(of_leaf);
+            masks.push(mask);
+            whos.push(who);
+        }
+        let total: f64 = table
+            .bins
+            .iter()
+            .flat_map(|(_, rows)| rows)
+            .map(|(_, n)| f64::from(*n))
+            .sum();
+        let length = match (table.bins.first(), table.bins.last()) {
+            (Some((first, _)), Some((last, _))) => last - first + table.width,
+            _ => table.width,
+        };
+        let mean = total / length.max(1.0);
+        let scale = spec.rate.unwrap_or(mean) / mean.max(f64::MIN_POSITIVE);
+        let mut shares = vec![0.0; masks.len()];
+        let mut most = vec![1.0_f64; who_leaves.len()];
+        let start = table.bins.first().map_or(0.0, |(first, _)| *first);
+        let mut bins = Vec::with_capacity(table.bins.len());
+        for (begins, rows) in &table.bins {
+            let mut who_rates = vec![0.0; 0];
+            who_rates.resize(who_leaves.len(), 0.0);
+            for (leaf, events) in rows {
+                let at = *leaf as usize;
+                if let (Some(share), Some(who)) = (shares.get_mut(at), whos.get(at)) {
+                    *share += f64::from(*events) / total;
+                    if let Some(rate) = who_rates.get_mut(*who as usize) {
+                        *rate += f64::from(*events) / table.width * scale;
+                    }
+                }
+            }
+            let clients = |leaf: u32| {
+                let who = whos.get(leaf as usize).copied().unwrap_or(0);
+                let rate = who_rates.get(who as usize).copied().unwrap_or(0.0);
+                (rate * TABLE_INTERVAL_S).ceil().max(1.0)
+            };
+            for (leaf, _) in rows {
+                let who = whos.get(*leaf as usize).copied().unwrap_or(0);
+                if let Some(most) = most.get_mut(who as usize) {
+                    *most = most.max(clients(*leaf));
+                }
+            }
+            let weights: Vec<f64> = rows.iter().map(|(_, events)| f64::from(*events)).collect();
+            bins.push(Bin {
+                begins: begins - start,
+                rate: weights.iter().sum::<f64>() / table.width,
+                alias: Alias::new(&weights),
+                rows: rows
+                    .iter()
+                    .map(|(leaf, _)| (*leaf, clients(*leaf) as f32))
+                    .collect(),
+            });
+        }
+        let mut first = 0;
+        let first_slots = most
+            .iter()
+            .zip(&who_leaves)
+            .map(|(most, leaf)| {
+                let slot = (first, *leaf);
+                first += *most as u32;
+                slot
+            })
+            .chain(std::iter::once((0, 0)))
+            .collect::<Vec<_>>();
+        let mut first_slots = first_slots;
+        if let Some(end) = first_slots.last_mut() {
+            *end = (first, 0);
+        }
+        Self {
+            ids,
+            values: leaf_values,
+            masks,
+            shares,
+            whos,
+            first_slots,
+            bins,
+            length,
+            width: table.width,
+            mean,
+        }
+    }
+
+    fn slots(&self) -> u32 {
+        self.first_slots.last().map_or(1, |(end, _)| *end)
+    }
+
+    fn slot(&self, leaf: u32, rank: u32) -> u32 {
+        let who = self.whos.get(leaf as usize).copied().unwrap_or(0) as usize;
+        self.first_slots.get(who).map_or(0, |(first, _)| *first) + rank
+    }
+
+    fn leaf_of_slot(&self, slot: u32) -> u32 {
+        let whos = self.first_slots.len().saturating_sub(1);
+        let slots = self.first_slots.get(..whos).unwrap_or_default();
+        let after = slots.partition_point(|(first, _)| *first <= slot);
+        slots
+            .get(after.saturating_sub(1))
+            .map_or(0, |(_, leaf)| *leaf)
+    }
+
+    /// Returns the bins around a position, counted from their middles, and how far it is between.
+    fn place(&self, position: f64) -> ((usize, usize), f64) {
+        let position = (position - self.width / 2.0).rem_euclid(self.length);
+        let after = self.bins.partition_point(|bin| bin.begins <= position);
+        let at = after.saturating_sub(1);
+        let next = if after < self.bins.len() { after } else { 0 };
+        let begins = self.bins.get(at).map_or(0.0, |bin| bin.begins);
+        let ends = match self.bins.get(next) {
+            Some(bin) if next > at => bin.begins,
+            _ => self.length,
+        };
+        let between = (position - begins) / (ends - begins).max(f64::MIN_POSITIVE);
+        ((at, next), between.clamp(0.0, 1.0))
+    }
+
+    /// Draws a leaf of a moment; returns it and the clients of its who.
+    fn leaf(&self, moment: &Moment, bits: u64, which: f64) -> (u32, f32) {
+        let (a, b) = moment.bins;
+        let rate = |at: usize| self.bins.get(at).map_or(0.0, |bin| bin.rate);
+        let later = rate(b) * moment.between;
+        let earlier = rate(a) * (1.0 - moment.between);
+        let bin = if which * (earlier + later) < later {
+            b
+        } else {
+            a
+        };
+        let row = self
+            .bins
+            .get(bin)
+            .and_then(|bin| bin.rows.get(bin.alias.choose(bits)));
+        row.copied().unwrap_or((0, 1.0))
+    }
+
+    fn dress<'a>(&self, values: &'a Values, leaf: u32, facts: &mut RequestFacts<'a>) -> Mask {
+        let from = leaf as usize * self.ids.len();
+        let of_leaf = self.values.get(from..from + self.ids.len());
+        for (id, value) in self.ids.iter().zip(of_leaf.unwrap_or_default()) {
+            match values.get(*value) {
+                Some((value, _)) => facts.set_prehashed(*id, value),
+                None => facts.unset(*id),
+            }
+        }
+        self.masks.get(leaf as usize).copied().unwrap_or(0)
+    }
+}

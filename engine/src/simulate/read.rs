@@ -1,0 +1,713 @@
+//! Reads a scenario from YAML; everything that is wrong is said at once, with its place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::expect;
+use super::load::parse_network;
+use super::scenario::{
+    Background, Drawn, Draws, Event, Instances, Kind, Scenario, TableSpec, Written, add_attribute,
+};
+use super::values::EVENTS_MAX;
+use crate::attribute::Schema;
+use crate::detect::{DetectionMode, DetectionSpec};
+use crate::problem::Problems;
+use crate::reader::{Fields, Reader};
+use crate::source::Source;
+use crate::units::{DURATION_MAX, Rate, parse_duration, parse_duration_or_zero, parse_percent};
+use crate::yaml::{self, Node, Value};
+
+/// The longest that a scenario plays: four weeks.
+const PLAYED_MAX: Duration = Duration::from_hours(28 * 24);
+/// The most clients of one population.
+const CLIENTS_MAX: u32 = 100_000_000;
+/// The most values of one attribute that are drawn.
+const VALUES_MAX: u32 = 1_000_000;
+/// The most requests per second.
+const RATE_MAX: f64 = 1e7;
+
+const KEYS: &[&str] = &[
+    "name",
+    "seed",
+    "duration",
+    "rules",
+    "services",
+    "background",
+    "events",
+    "detection",
+    "cold",
+    "upstream",
+    "expect",
+];
+const BACKGROUND_KEYS: &[&str] = &[
+    "rate",
+    "clients",
+    "attributes",
+    "table",
+    "shape",
+    "speed",
+    "begin",
+];
+const EVENT_KEYS: &[&str] = &[
+    "surge",
+    "crowd",
+    "rollout",
+    "from",
+    "until",
+    "rate",
+    "ramp",
+    "growth",
+    "source",
+    "clients",
+    "addresses",
+    "instances",
+    "pulse",
+    "cycle",
+    "share",
+];
+const DETECTION_KEYS: &[&str] = &["mode", "collateral_max", "budget", "warmup"];
+
+impl Scenario {
+    /// Reads a scenario.
+    pub fn parse(path: &str, text: &str) -> Result<Self, Problems> {
+        let tree = yaml::parse(path, text)?;
+        let mut reading = Reading {
+            reader: Reader::new(path),
+            schema: Schema::built_in(),
+        };
+        let scenario = reading.scenario(&tree);
+        let problems = reading.reader.finish();
+        match scenario {
+            Some(scenario) => problems.or(scenario),
+            None => Err(problems),
+        }
+    }
+
+    /// Returns the attributes that the scenario speaks of, besides those of its table.
+    pub fn schema(&self) -> Schema {
+        let mut schema = Schema::built_in();
+        let of_background = match &self.background {
+            Background::Drawn(drawn) => drawn.attributes.iter().map(|(name, _)| &**name).collect(),
+            Background::Table(_) => Vec::new(),
+        };
+        let of_events = self.events.iter().flat_map(|event| {
+            let cycled = event.cycle.iter().map(|name| &**name);
+            event.source.iter().map(|(name, _)| name).chain(cycled)
+        });
+        for name in of_background.into_iter().chain(of_events) {
+            // That it fits was checked when the scenario was read.
+            drop(add_attribute(&mut schema, name));
+        }
+        schema
+    }
+}
+
+struct Reading<'p> {
+    reader: Reader<'p>,
+    schema: Schema,
+}
+
+impl Reading<'_> {
+    fn scenario(&mut self, tree: &Node) -> Option<Scenario> {
+        let fields = self.reader.fields("a scenario", tree, KEYS)?;
+        let name = fields
+            .required(&mut self.reader, "name", "april-2020")
+            .and_then(|node| self.reader.name("name", node))
+            .map(str::to_owned);
+        let seed = match fields.get("seed") {
+            Some(node) => self.reader.whole("seed", node, 0..=u32::MAX).map(u64::from),
+            None => Some(0),
+        };
+        let duration = fields
+            .required(&mut self.reader, "duration", "300s")
+            .and_then(|node| self.duration("duration", node, PLAYED_MAX));
+        let rules = match fields.get("rules") {
+            Some(node) => self.written("rules", node, "`../rules`").map(Some),
+            None => Some(None),
+        };
+        let services = match fields.get("services") {
+            Some(node) => self.services(node),
+            None => Some(vec![(Arc::from("api"), 1.0)]),
+        };
+        let background = fields
+            .required(
+                &mut self.reader,
+                "background",
+                "{ rate: 2000/s, clients: 50000 }",
+            )
+            .and_then(|node| self.background(node));
+        let events = match fields.get("events") {
+            Some(node) => self.events(node, duration),
+            None => Some(Vec::new()),
+        };
+        self.reader.about("");
+        let cold = match fields.get("cold") {
+            Some(node) => self.reader.flag("cold", node),
+            None => Some(false),
+        };
+        let detection = match fields.get("detection") {
+            Some(node) => self.detection(node),
+            None => Some(DetectionSpec::default()),
+        };
+        let capacity = match fields.get("upstream") {
+            Some(node) => self.capacity(node).map(Some),
+            None => Some(None),
+        };
+        let expect = match fields.get("expect") {
+            Some(node) => expect::read(&mut self.reader, node),
+            None => Some(Vec::new()),
+        };
+        Some(Scenario {
+            name: name?,
+            seed: seed?,
+            duration: duration?,
+            rules: rules?,
+            services: services?,
+            background: background?,
+            events: events?,
+            detection: detection?,
+            cold: cold?,
+            capacity: capacity?,
+            expect: expect?,
+        })
+    }
+
+    fn written(&mut self, key: &str, node: &Node, like: &str) -> Option<Written> {
+        let text = self.reader.text(key, node, like)?.to_owned();
+        let place = node.mark.in_file(self.reader.path());
+        Some(Written { text, place })
+    }
+
+    fn duration(&mut self, key: &str, node: &Node, most: Duration) -> Option<Duration> {
+        let read = self.reader.parsed(key, node, "`300s`", parse_duration)?;
+        self.bounded(key, node, read, most)
+    }
+
+    fn duration_or_zero(&mut self, key: &str, node: &Node) -> Option<Duration> {
+        let read = self
+            .reader
+            .parsed(key, node, "`60s`", parse_duration_or_zero)?;
+        self.bounded(key, node, read, DURATION_MAX)
+    }
+
+    fn bounded(
+        &mut self,
+        key: &str,
+        node: &Node,
+        read: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
+        if read > most {
+            let days = most.as_secs() / 86_400;
+            self.reader.problem(
+                node.mark,
+                format!("`{key}` is too long; write at most `{days}d`"),
+            );
+            return None;
+        }
+        Some(read)
+    }
+
+    fn rate(&mut self, key: &str, node: &Node) -> Option<f64> {
+        let rate = self.reader.parsed(key, node, "`2000/s`", Rate::parse)?;
+        if rate.per_second() > RATE_MAX {
+            self.reader.problem(
+                node.mark,
+                format!("`{key}` is too large to be played; write at most `10000000/s`"),
+            );
+            return None;
+        }
+        Some(rate.per_second())
+    }
+
+    /// A number without unit: a weight, an exponent, a factor.
+    fn number(&mut self, key: &str, node: &Node, least: f64, most: f64) -> Option<f64> {
+        self.reader.parsed(key, node, "`1.5`", |text| {
+            let number = text.parse::<f64>().ok();
+            number
+                .filter(|number| number.is_finite() && (least..=most).contains(number))
+                .ok_or_else(|| {
+                    format!("`{text}` is not a number from {least} to {most}; write it like `1.5`")
+                })
+        })
+    }
+
+    fn services(&mut self, node: &Node) -> Option<Vec<(Arc<str>, f64)>> {
+        if let Value::Map(_) = node.value {
+            return self.weights("services", node);
+        }
+        let items = self.reader.items(
+            "services",
+            node,
+            "`[chat, kb, login]`, or `{ chat: 6, kb: 3 }`",
+        )?;
+        let mut services = Vec::with_capacity(items.len());
+        for item in items {
+            let name = self.reader.name("services", item)?;
+            if services
+                .iter()
+                .any(|(known, _): &(Arc<str>, f64)| **known == *name)
+            {
+                self.reader.problem(
+                    item.mark,
+                    format!("the service `{name}` is there twice; keep one"),
+                );
+                return None;
+            }
+            services.push((Arc::from(name), 1.0));
+        }
+        Some(services)
+    }
+
+    fn weights(&mut self, key: &str, node: &Node) -> Option<Vec<(Arc<str>, f64)>> {
+        let entries = self.reader.entries(key, node)?;
+        let mut weights = Vec::with_capacity(entries.len());
+        let mut fine = true;
+        for entry in entries {
+            match self.number(&entry.key, &entry.value, 0.0, 1e9) {
+                Some(weight) => weights.push((Arc::from(entry.key.as_str()), weight)),
+                None => fine = false,
+            }
+        }
+        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        if fine && total <= 0.0 {
+            self.reader.problem(
+                node.mark,
+                format!("`{key}`: the weights sum up to nothing; write it like `{{ a: 5, b: 1 }}`"),
+            );
+            return None;
+        }
+        fine.then_some(weights)
+    }
+
+    fn background(&mut self, node: &Node) -> Option<Background> {
+        self.reader.about("the background");
+        let fields = self.reader.fields("background", node, BACKGROUND_KEYS)?;
+        let rate = match fields.get("rate") {
+            Some(node) => self.rate("rate", node).map(Some),
+            None => Some(None),
+        };
+        let shape = match fields.get("shape") {
+            Some(node) => self.written("shape", node, "`shape.csv`").map(Some),
+            None => Some(None),
+        };
+        let speed = match fields.get("speed") {
+            Some(node) => self.number("speed", node, 0.001, 1e6),
+            None => Some(1.0),
+        };
+        let begin = match fields.get("begin") {
+            Some(node) => self.duration_or_zero("begin", node),
+            None => Some(Duration::ZERO),
+        };
+        if let Some(table) = fields.get("table") {
+            for key in ["clients", "attributes"] {
+                if let Some(entry) = fields.entry(key) {
+                    self.reader.problem(
+                        entry.mark,
+                        format!("`{key}` is the table's to say; remove it, or remove `table`"),
+                    );
+                }
+            }
+            let path = self.written("table", table, "`counts.csv`");
+            return Some(Background::Table(TableSpec {
+                path: path?,
+                speed: speed?,
+                begin: begin?,
+                rate: rate?,
+                shape: shape?,
+            }));
+        }
+        if fields.get("rate").is_none() {
+            fields.required(&mut self.reader, "rate", "2000/s");
+        }
+        let clients = match fields.get("clients") {
+            Some(node) => self.reader.whole("clients", node, 1..=CLIENTS_MAX),
+            None => rate.flatten().map(|rate| {
+                (rate * super::background::INTERVAL_DEFAULT_S).clamp(1.0, f64::from(CLIENTS_MAX))
+                    as u32
+            }),
+        };
+        let attributes = match fields.get("attributes") {
+            Some(node) => self.attributes(node),
+            None => Some(Vec::new()),
+        };
+        let shape = shape?;
+        if shape.is_none() {
+            for key in ["speed", "begin"] {
+                if let Some(entry) = fields.entry(key) {
+                    self.reader.problem(
+                        entry.mark,
+                        format!("`{key}` belongs to a `table` or a `shape`; remove it"),
+                    );
+                }
+            }
+        }
+        Some(Background::Drawn(Drawn {
+            rate: rate??,
+            clients: clients?,
+            attributes: attributes?,
+            shape,
+            speed: speed?,
+            begin: begin?,
+        }))
+    }
+
+    fn attributes(&mut self, node: &Node) -> Option<Vec<(Arc<str>, Draws)>> {
+        let entries = self.reader.entries("attributes", node)?;
+        let mut attributes = Vec::with_capacity(entries.len());
+        let mut fine = true;
+        for entry in entries {
+            fine &= self.attribute_name(&entry.key, &entry.value, false);
+            match self.draws(&entry.key, &entry.value) {
+                Some(draws) => attributes.push((Arc::from(entry.key.as_str()), draws)),
+                None => fine = false,
+            }
+        }
+        fine.then_some(attributes)
+    }
+
+    /// Looks whether an attribute can be played, and adds it to the schema.
+    fn attribute_name(&mut self, name: &str, at: &Node, addresses: bool) -> bool {
+        let is_address = ["ip", "network"].contains(&name);
+        if name == "instance" || is_address && !addresses {
+            self.reader.problem(
+                at.mark,
+                format!("`{name}` cannot be given here: clients are made up; use `clients` and `addresses`"),
+            );
+            return false;
+        }
+        let fine = !name.is_empty()
+            && name.len() <= 64
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !fine {
+            self.reader.problem(
+                at.mark,
+                format!(
+                    "`{}` is not an attribute's name; write letters, digits or `_`",
+                    crate::reader::shortened(name)
+                ),
+            );
+            return false;
+        }
+        match add_attribute(&mut self.schema, name) {
+            Ok(()) => true,
+            Err(error) => {
+                self.reader.problem(at.mark, error);
+                false
+            }
+        }
+    }
+
+    fn draws(&mut self, key: &str, node: &Node) -> Option<Draws> {
+        let zipf = match &node.value {
+            Value::Map(entries) => entries
+                .iter()
+                .find(|entry| entry.key == "zipf" && matches!(entry.value.value, Value::Map(_))),
+            _ => None,
+        };
+        let Some(zipf) = zipf else {
+            return self.weights(key, node).map(Draws::Weights);
+        };
+        let fields = self
+            .reader
+            .fields("zipf", &zipf.value, &["values", "exponent", "prefix"])?;
+        let values = fields
+            .required(&mut self.reader, "values", "2000")
+            .and_then(|node| self.reader.whole("values", node, 1..=VALUES_MAX));
+        let exponent = match fields.get("exponent") {
+            Some(node) => self.number("exponent", node, 0.0, 10.0),
+            None => Some(1.0),
+        };
+        let prefix = match fields.get("prefix") {
+            Some(node) => self.reader.text("prefix", node, "`app-`").map(Arc::from),
+            None => Some(Arc::from(format!("{key}-").as_str())),
+        };
+        Some(Draws::Zipf {
+            values: values?,
+            exponent: exponent?,
+            prefix: prefix?,
+        })
+    }
+
+    fn events(&mut self, node: &Node, duration: Option<Duration>) -> Option<Vec<Event>> {
+        let items = self
+            .reader
+            .items_or_none("events", node, "`- surge: loop`")?;
+        if items.len() > EVENTS_MAX {
+            self.reader.problem(
+                node.mark,
+                format!("there are more than {EVENTS_MAX} events; write several scenarios"),
+            );
+            return None;
+        }
+        let mut events: Vec<Event> = Vec::with_capacity(items.len());
+        let mut fine = true;
+        for (at, item) in items.iter().enumerate() {
+            self.reader.about(format_args!("event {}", at + 1));
+            match self.event(item, duration) {
+                Some(event) if events.iter().any(|known| known.name == event.name) => {
+                    self.reader.problem(
+                        item.mark,
+                        format!("the name `{}` is given twice; choose another", event.name),
+                    );
+                    fine = false;
+                }
+                Some(event) => events.push(event),
+                None => fine = false,
+            }
+        }
+        fine.then_some(events)
+    }
+
+    fn event(&mut self, node: &Node, duration: Option<Duration>) -> Option<Event> {
+        let fields = self.reader.fields("an event", node, EVENT_KEYS)?;
+        let kinds = [
+            ("surge", Kind::Surge),
+            ("crowd", Kind::Crowd),
+            ("rollout", Kind::Rollout),
+        ];
+        let mut named = kinds
+            .iter()
+            .filter_map(|(key, kind)| Some((*kind, fields.entry(key)?)));
+        let (kind, entry) = match (named.next(), named.next()) {
+            (Some(one), None) => one,
+            (Some(_), Some((_, other))) => {
+                self.reader.problem(
+                    other.mark,
+                    "an event is one of `surge`, `crowd` and `rollout`; keep one",
+                );
+                return None;
+            }
+            (None, _) => {
+                self.reader.problem(
+                    node.mark,
+                    "the event's kind is missing; write it like `surge: loop`, `crowd: sale` or `rollout: v4`",
+                );
+                return None;
+            }
+        };
+        let name = self
+            .reader
+            .name(&entry.key, &entry.value)
+            .map(str::to_owned);
+        if let Some(name) = &name {
+            self.reader.about(format_args!("{} `{name}`", entry.key));
+        }
+        let end = duration.unwrap_or(PLAYED_MAX);
+        let from = match fields.get("from") {
+            Some(node) => self.duration_or_zero("from", node),
+            None => Some(Duration::ZERO),
+        };
+        let until = match fields.get("until") {
+            Some(node) => self.duration("until", node, DURATION_MAX),
+            None => Some(end),
+        };
+        if let (Some(from), Some(until)) = (from, until)
+            && from >= until
+        {
+            self.reader.problem(
+                fields.get("until").unwrap_or(node).mark,
+                "`until` is not after `from`; write a later one",
+            );
+        }
+        let rate = if kind == Kind::Rollout {
+            Some(0.0)
+        } else {
+            fields
+                .required(&mut self.reader, "rate", "20000/s")
+                .and_then(|node| self.rate("rate", node))
+        };
+        let ramp = match fields.get("ramp") {
+            Some(node) => self.duration_or_zero("ramp", node),
+            None => Some(Duration::ZERO),
+        };
+        let growth = self.percent(fields, "growth", 0.0);
+        let share = self.percent(fields, "share", 1.0);
+        let source = self.source(fields, kind);
+        let clients = self.whole(fields, "clients");
+        let addresses = self.whole(fields, "addresses");
+        let instances = match fields.get("instances") {
+            Some(node) => self.reader.word(
+                "instances",
+                node,
+                &[
+                    ("new", Instances::New),
+                    ("known", Instances::Known),
+                    ("forged", Instances::Forged),
+                ],
+            ),
+            None => Some(Instances::New),
+        };
+        let pulse = match fields.get("pulse") {
+            Some(node) => self.pulse(node).map(Some),
+            None => Some(None),
+        };
+        let cycle = self.cycle(fields);
+        self.belongs(fields, kind);
+        Some(Event {
+            kind,
+            name: name?,
+            from: from?,
+            until: until?,
+            rate: rate?,
+            ramp: ramp?,
+            growth: growth?,
+            source: source?,
+            clients: clients?,
+            addresses: addresses?,
+            instances: instances?,
+            pulse: pulse?,
+            cycle: cycle?,
+            share: share?,
+        })
+    }
+
+    /// Says which keys another kind of event has.
+    fn belongs(&mut self, fields: Fields<'_>, kind: Kind) {
+        let foreign: &[&str] = match kind {
+            Kind::Surge => &["share"],
+            Kind::Crowd => &["share", "instances", "cycle"],
+            Kind::Rollout => &[
+                "rate",
+                "growth",
+                "clients",
+                "addresses",
+                "instances",
+                "pulse",
+                "cycle",
+            ],
+        };
+        for key in foreign {
+            if let Some(entry) = fields.entry(key) {
+                self.reader.problem(
+                    entry.mark,
+                    format!("`{key}` has no meaning for this kind of event; remove it"),
+                );
+            }
+        }
+    }
+
+    fn percent(&mut self, fields: Fields<'_>, key: &str, default: f64) -> Option<f64> {
+        match fields.get(key) {
+            Some(node) => self.reader.parsed(key, node, "`60%`", parse_percent),
+            None => Some(default),
+        }
+    }
+
+    fn whole(&mut self, fields: Fields<'_>, key: &str) -> Option<Option<u32>> {
+        match fields.get(key) {
+            Some(node) => self.reader.whole(key, node, 1..=CLIENTS_MAX).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn source(&mut self, fields: Fields<'_>, kind: Kind) -> Option<Source> {
+        let Some(node) = fields.get("source") else {
+            if kind != Kind::Crowd {
+                fields.required(
+                    &mut self.reader,
+                    "source",
+                    "{ sdk: chat-android, app: acme }",
+                );
+                return None;
+            }
+            return Some(Source::everybody());
+        };
+        let entries = self.reader.entries("source", node)?;
+        let mut source = Source::everybody();
+        let mut fine = true;
+        for entry in entries {
+            fine &= self.attribute_name(&entry.key, &entry.value, kind == Kind::Surge);
+            let text = self.reader.text(&entry.key, &entry.value, "`acme`");
+            let Some(text) = text else {
+                fine = false;
+                continue;
+            };
+            if ["ip", "network"].contains(&entry.key.as_str()) && parse_network(text).is_none() {
+                self.reader.problem(
+                    entry.value.mark,
+                    format!(
+                        "`{}`: `{text}` is not an address; write it like `192.0.2.7`",
+                        entry.key
+                    ),
+                );
+                fine = false;
+            }
+            source = source.with(&entry.key, text);
+        }
+        if fine && source.is_everybody() && kind != Kind::Crowd {
+            self.reader.problem(
+                node.mark,
+                "`source` is empty; write it like `{ app: acme }`",
+            );
+            return None;
+        }
+        fine.then_some(source)
+    }
+
+    fn pulse(&mut self, node: &Node) -> Option<(Duration, Duration)> {
+        let fields = self.reader.fields("pulse", node, &["on", "off"])?;
+        let on = fields
+            .required(&mut self.reader, "on", "5s")
+            .and_then(|node| self.duration("on", node, DURATION_MAX));
+        let off = fields
+            .required(&mut self.reader, "off", "25s")
+            .and_then(|node| self.duration("off", node, DURATION_MAX));
+        Some((on?, off?))
+    }
+
+    fn cycle(&mut self, fields: Fields<'_>) -> Option<Vec<Arc<str>>> {
+        let Some(node) = fields.get("cycle") else {
+            return Some(Vec::new());
+        };
+        let items = self.reader.items("cycle", node, "`[user_agent]`")?;
+        let mut names = Vec::with_capacity(items.len());
+        for item in items {
+            let name = self.reader.text("cycle", item, "`user_agent`")?;
+            if !self.attribute_name(name, item, false) {
+                return None;
+            }
+            names.push(Arc::from(name));
+        }
+        Some(names)
+    }
+
+    fn detection(&mut self, node: &Node) -> Option<DetectionSpec> {
+        self.reader.about("detection");
+        let fields = self.reader.fields("detection", node, DETECTION_KEYS)?;
+        let mut spec = DetectionSpec::default();
+        if let Some(node) = fields.get("mode") {
+            let modes = [
+                DetectionMode::Off,
+                DetectionMode::Suggest,
+                DetectionMode::Throttle,
+                DetectionMode::Auto,
+            ];
+            spec.mode = self
+                .reader
+                .word("mode", node, &modes.map(|mode| (mode.word(), mode)))?;
+        }
+        if let Some(node) = fields.get("collateral_max") {
+            spec.collateral_max =
+                self.reader
+                    .parsed("collateral_max", node, "`1%`", parse_percent)?;
+        }
+        if let Some(node) = fields.get("budget") {
+            spec.budget = self.reader.parsed("budget", node, "`10%`", parse_percent)?;
+        }
+        if let Some(node) = fields.get("warmup") {
+            spec.warmup = self.duration("warmup", node, PLAYED_MAX)?;
+        }
+        self.reader.about("");
+        Some(spec)
+    }
+
+    fn capacity(&mut self, node: &Node) -> Option<f64> {
+        self.reader.about("upstream");
+        let fields = self.reader.fields("upstream", node, &["capacity"])?;
+        let node = fields.required(&mut self.reader, "capacity", "2000/s")?;
+        let capacity = self.rate("capacity", node);
+        self.reader.about("");
+        capacity
+    }
+}
