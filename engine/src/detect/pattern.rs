@@ -48,6 +48,11 @@ impl Pattern {
         }
     }
 
+    /// Returns whether the literal is one of this pattern's.
+    pub(super) fn names(&self, literal: Literal) -> bool {
+        self.literals.contains(&literal)
+    }
+
     pub(super) fn names_column(&self, column: usize) -> bool {
         self.literals.iter().any(|literal| literal.column == column)
     }

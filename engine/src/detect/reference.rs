@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 
-use super::pattern::Literal;
+use super::pattern::{Literal, Pattern};
 use super::window::Leaf;
 use crate::traffic::{CocoSketch, LeafKey, Random};
 
@@ -165,6 +165,17 @@ impl Reference {
             .ok()
             .and_then(|at| shares.get(at))
             .map_or(0.0, |(_, share)| f64::from(*share) * self.level)
+    }
+
+    /// Returns the requests per second that are expected of a source.
+    pub(super) fn expected_of_pattern(&self, pattern: &Pattern) -> f64 {
+        if pattern.is_everybody() {
+            return self.level;
+        }
+        self.rows()
+            .filter(|(key, _)| pattern.matches(key))
+            .map(|(_, expected)| expected)
+            .sum()
     }
 
     /// Returns an upper bound of what a source with this expected rate sends in a second (2 standard

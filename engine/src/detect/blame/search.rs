@@ -35,14 +35,28 @@ struct Sum {
     bound: f64,
 }
 
-/// Returns the best conjunction within `root`, or `None` where nothing is better than `root` itself.
+/// The most other candidates that are told of.
+const OTHERS_MAX: usize = 6;
+
+/// What a search came to.
+#[derive(Debug, Default)]
+pub(super) struct Searched {
+    /// The best conjunction, or `None` where nothing is better than the root itself.
+    pub(super) best: Option<Pattern>,
+    /// The next best ones.
+    pub(super) others: Vec<(Pattern, Sums)>,
+    /// How many were considered.
+    pub(super) considered: u32,
+}
+
+/// Returns the best conjunction within `root`.
 pub(super) fn search(
     table: &Table,
     rows: &[u32],
     root: &Pattern,
     lambda: f64,
     columns: &Columns,
-) -> Option<Pattern> {
+) -> Searched {
     let surge = table.sum(rows);
     let price = |pattern: &Pattern| {
         let share: f64 = pattern
@@ -65,6 +79,7 @@ pub(super) fn search(
         rows: rows.to_vec(),
     }];
     let mut met = BTreeSet::new();
+    let mut others: Vec<(f64, Pattern, Sums)> = Vec::new();
     for _ in 0..DEPTH_MAX {
         let mut candidates: Vec<(f64, Pattern, usize, Literal)> = Vec::new();
         for (parent, node) in beam.iter().enumerate() {
@@ -80,6 +95,7 @@ pub(super) fn search(
                         continue;
                     }
                     let score = sum.sums.utility(lambda) - price;
+                    others.push((score, pattern.clone(), sum.sums));
                     candidates.push((score, pattern, parent, literal));
                 }
             }
@@ -91,6 +107,8 @@ pub(super) fn search(
             best = (*score, Some(pattern.clone()));
         }
         candidates.truncate(BEAM);
+        others.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        others.truncate(OTHERS_MAX + 1);
         beam = candidates
             .into_iter()
             .filter_map(|(_, pattern, parent, literal)| {
@@ -107,7 +125,16 @@ pub(super) fn search(
             break;
         }
     }
-    best.1
+    others.retain(|(_, pattern, _)| Some(pattern) != best.1.as_ref());
+    Searched {
+        best: best.1,
+        others: others
+            .into_iter()
+            .take(OTHERS_MAX)
+            .map(|(_, pattern, sums)| (pattern, sums))
+            .collect(),
+        considered: u32::try_from(met.len()).unwrap_or(u32::MAX),
+    }
 }
 
 /// Adds up rows by the value in a column.
