@@ -20,6 +20,7 @@
 mod act;
 mod blame;
 mod gate;
+mod growth;
 mod incident;
 mod learn;
 mod measures;
@@ -29,6 +30,8 @@ mod pattern;
 mod reference;
 mod respond;
 mod room;
+mod season;
+mod snapshot;
 mod usual;
 mod watch;
 mod window;
@@ -46,6 +49,7 @@ use crate::traffic::{Columns, Familiar, LeafKey, Names, Traffic};
 
 pub use incident::{Event, Evidence, Happening, Incident, IncidentId, Moment, RejectedCandidate};
 pub use nature::Nature;
+pub use snapshot::{BYTES_MAX as SNAPSHOT_BYTES_MAX, RestoreError};
 
 use act::Measure;
 use gate::Gate;
@@ -205,7 +209,7 @@ impl Detector {
             service: columns
                 .of_attribute(AttributeId::SERVICE)
                 .unwrap_or(usize::MAX),
-            reference: Reference::new(spec.warmup, seed ^ 1),
+            reference: Reference::new(spec.warmup, &columns, seed ^ 1),
             window: Window::new(seed ^ 2),
             schema,
             spec,
@@ -223,10 +227,18 @@ impl Detector {
         }
     }
 
+    /// Tells what time of day it is: `wall` at `now`. To be called at the start, and again now and then,
+    /// for clocks are set. Without it nothing is known of times of day.
+    pub fn set_clock(&mut self, wall: SystemTime, now: Instant) {
+        self.reference.set_clock(wall, now);
+    }
+
     /// Looks at what came since the last tick. To be called every 100 ms; a longer gap is one long
     /// tick.
     pub fn tick(&mut self, traffic: &Traffic, stress: &Stress, now: Instant) -> Tick {
         if !Arc::ptr_eq(&self.familiar, traffic.familiar()) {
+            // Who is known from before a restart stays so.
+            traffic.familiar().adopt(&self.familiar);
             self.familiar = Arc::clone(traffic.familiar());
         }
         self.window.collect(traffic, &mut self.names, now);
@@ -356,9 +368,7 @@ impl Detector {
             .map(|measure| &measure.pattern)
             .collect();
         let shares = self.measures.iter().any(|measure| measure.shares);
-        move |key| {
-            (shares || !key.refused()) && !hidden.iter().any(|pattern| pattern.matches(key))
-        }
+        move |key| (shares || !key.refused()) && !hidden.iter().any(|pattern| pattern.matches(key))
     }
 
     /// How long an instance waits, twice, before it is known.

@@ -296,6 +296,10 @@ impl Measure {
             };
             when.conditions.push((id, condition));
         }
+        for attribute in self.source.absent() {
+            let id = schema.id(attribute)?;
+            when.conditions.push((id, Condition::Present(false)));
+        }
         let action = match self.stage {
             Stage::Throttle => {
                 let rate = self.throttle_rate().ceil().clamp(1.0, f64::from(u32::MAX)) as u32;

@@ -2,11 +2,11 @@
 //! rule or under suspicion.
 
 use super::Detector;
+use super::NAMES_KEPT;
 use super::pattern::Pattern;
 use super::usual::Length;
 use super::watch::Suspicion;
 use super::window::{CLIENTS_KEPT, ClientKind, SECOND};
-use super::NAMES_KEPT;
 use crate::time::Instant;
 use crate::traffic::LeafKey;
 
@@ -25,7 +25,7 @@ impl Detector {
                         .any(|measure| measure.pattern.matches(&leaf.key))
                     && !suspects.iter().any(|suspect| suspect.matches(&leaf.key))
             });
-            self.reference.learn(leaves, tick.seconds(), held);
+            self.reference.learn(leaves, tick.seconds(), held, now);
         }
         if now.since(self.clock.settled) >= SECOND {
             self.clock.settled = now;

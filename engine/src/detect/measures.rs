@@ -130,7 +130,8 @@ impl Detector {
             if let Some(measure) = self.measures.get(at) {
                 self.past.withdraw(&measure.source, now);
             }
-            let why = "most of what it refused came from known clients that sent no more than usual";
+            let why =
+                "most of what it refused came from known clients that sent no more than usual";
             self.end(at, Happening::Withdrawn, Some(Arc::from(why)), now);
         }
         changed
@@ -159,9 +160,7 @@ impl Detector {
         let refused: f64 = sent.values().map(|(_, refused)| refused).sum();
         let harmless: f64 = sent
             .iter()
-            .filter(|(client, (all, _))| {
-                *all <= usual.mean() && self.familiar.contains(**client)
-            })
+            .filter(|(client, (all, _))| *all <= usual.mean() && self.familiar.contains(**client))
             .map(|(_, (_, refused))| refused)
             .sum();
         refused >= REFUSED_MIN && harmless >= HARMLESS_SHARE * refused
@@ -184,7 +183,9 @@ impl Detector {
                 collateral_of_service: measure.collateral,
             };
             if self.measures.iter().any(same)
-                || !self.room_for(&cause).is_ok_and(|room| room.leaving.is_empty())
+                || !self
+                    .room_for(&cause)
+                    .is_ok_and(|room| room.leaving.is_empty())
             {
                 continue;
             }
@@ -215,7 +216,8 @@ impl Detector {
         });
         let why: Option<Arc<str>> = Some(Arc::from("it is back before its rule was forgotten"));
         let happen = Happening::Throttled;
-        self.incidents.happen_because(incident, happen, why.clone(), now);
+        self.incidents
+            .happen_because(incident, happen, why.clone(), now);
         if blocks {
             let happen = Happening::Blocked;
             self.incidents.happen_because(incident, happen, why, now);
@@ -229,7 +231,11 @@ impl Detector {
             opinion: Opinion::new(measure.nature, now),
             observed: measure.offered,
             ttl: self.past.ttl(&measure.source, now),
-            stage: if blocks { Stage::Block } else { Stage::Throttle },
+            stage: if blocks {
+                Stage::Block
+            } else {
+                Stage::Throttle
+            },
             eased: false,
             pure_since: None,
             calm_since: None,
@@ -240,13 +246,7 @@ impl Detector {
     }
 
     /// Ends a rule.
-    pub(super) fn end(
-        &mut self,
-        at: usize,
-        what: Happening,
-        why: Option<Arc<str>>,
-        now: Instant,
-    ) {
+    pub(super) fn end(&mut self, at: usize, what: Happening, why: Option<Arc<str>>, now: Instant) {
         if at >= self.measures.len() {
             return;
         }

@@ -40,6 +40,10 @@ const CROWD_AFTER: Duration = Duration::from_secs(3);
 const LIKELY_MIN: f64 = 3.0;
 const LIKELY_AFTER: Duration = Duration::from_millis(300);
 
+/// Up to how many requests per client seen its clients usually send seldom. Who usually sends more is
+/// told by his requests alone, and a crowd that opens with a burst must not be taken for a loop.
+const SELDOM_MAX: f64 = 1.45;
+
 /// Share of the usual clients by which their number may be wrong.
 const BEFORE_ERROR: f64 = 0.05;
 
@@ -208,7 +212,8 @@ impl Judge<'_> {
         let scale = f64::from(clients.shift).exp2();
         let seconds = self.window.seconds_since(self.now - length.duration());
         let excess = requests(clients) * scale - expected * seconds;
-        if age < LIKELY_AFTER || excess <= 0.0 || clients.rows.len() < SAMPLED_MIN {
+        let tells = usual.mean() <= SELDOM_MAX && clients.rows.len() >= SAMPLED_MIN;
+        if age < LIKELY_AFTER || excess <= 0.0 || !tells {
             return false;
         }
         let span = age.as_secs_f64().min(seconds) / seconds;
@@ -243,11 +248,7 @@ impl Judge<'_> {
 
 /// Returns requests per client seen, where each client sends `x` in the mean.
 fn seen_of(x: f64) -> f64 {
-    if x < 1e-6 {
-        1.0
-    } else {
-        x / -(-x).exp_m1()
-    }
+    if x < 1e-6 { 1.0 } else { x / -(-x).exp_m1() }
 }
 
 /// Returns requests per client, where `seen` are seen of those that sent any: the inverse of

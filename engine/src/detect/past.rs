@@ -42,9 +42,8 @@ impl Past {
 
     /// Remembers a released rule. One against a known misbehaviour sleeps until its `ttl` is over.
     pub(super) fn remember(&mut self, measure: Measure, now: Instant) {
-        self.sources.retain(|(past, _, at)| {
-            *past != measure.source && now.since(*at) < FORGOTTEN_AFTER
-        });
+        self.sources
+            .retain(|(past, _, at)| *past != measure.source && now.since(*at) < FORGOTTEN_AFTER);
         if self.sources.len() >= PAST_MAX {
             self.sources.remove(0);
         }
@@ -77,11 +76,7 @@ impl Past {
 
     /// Takes out the sleeping rules whose source is back, given the requests per second that each
     /// offers, and forgets those whose `ttl` is over.
-    pub(super) fn wake(
-        &mut self,
-        now: Instant,
-        offered: impl Fn(&Measure) -> f64,
-    ) -> Vec<Measure> {
+    pub(super) fn wake(&mut self, now: Instant, offered: impl Fn(&Measure) -> f64) -> Vec<Measure> {
         self.dormant
             .retain(|measure| now.since(measure.renewed) < measure.ttl);
         let is_back = |measure: &mut Measure| {

@@ -156,7 +156,7 @@ impl Detector {
         let others = (0..self.measures.len())
             .filter(|at| !places.contains(at))
             .filter_map(|at| self.measures.get(at));
-        let spent: f64 = others.map(|measure| measure.collateral).sum();
+        let spent: f64 = others.map(|measure| self.hit(measure.collateral)).sum();
         let fits = purity >= act::PURITY_MIN
             && collateral <= self.spec.collateral_max
             && spent + collateral <= self.spec.budget;
@@ -193,24 +193,24 @@ impl Detector {
         now: Instant,
     ) {
         let everybody = Pattern::default();
-        let scopes = services
+        let mut scopes: Vec<Pattern> = services
             .iter()
             .map(|service| everybody.with(*service))
-            .chain([everybody.clone()]);
-        let suffers = |pattern: &Pattern| {
-            let source = pattern.source(&self.schema, &self.columns, &self.names)?;
-            stress.concerns(&source).then_some(source)
-        };
-        let Some((pattern, source)) = scopes
-            .filter_map(|pattern| suffers(&pattern).map(|source| (pattern, source)))
-            .next()
-        else {
-            return;
-        };
-        let has_one = |measure: &Measure| measure.shares && measure.pattern == pattern;
-        if self.measures.iter().any(has_one) {
-            return;
+            .collect();
+        if scopes.is_empty() {
+            scopes.push(everybody);
         }
+        let has_one = |pattern: &Pattern| {
+            let same = |measure: &Measure| measure.shares && measure.pattern == *pattern;
+            self.measures.iter().any(same)
+        };
+        let suffers = |pattern: Pattern| {
+            let source = pattern.source(&self.schema, &self.columns, &self.names)?;
+            (stress.concerns(&source) && !has_one(&pattern)).then_some((pattern, source))
+        };
+        let Some((pattern, source)) = scopes.into_iter().find_map(suffers) else {
+            return;
+        };
         let from = now - SECOND;
         let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
         let came = self.window.requests_since(from, |key| pattern.matches(key));

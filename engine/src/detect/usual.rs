@@ -60,6 +60,32 @@ impl Tally {
         self.singles / self.clients
     }
 
+    /// Numbers of a tally that are kept across a restart.
+    pub(super) const NUMBERS: usize = 5;
+
+    pub(super) fn numbers(&self) -> [f64; Self::NUMBERS] {
+        [
+            self.clients,
+            self.requests,
+            self.squares,
+            self.singles,
+            self.anchor,
+        ]
+    }
+
+    pub(super) fn of_numbers(
+        [clients, requests, squares, singles, anchor]: [f64; Self::NUMBERS],
+    ) -> Self {
+        Self {
+            clients,
+            requests,
+            squares,
+            singles,
+            anchor,
+            anchored: 0.0,
+        }
+    }
+
     fn add(&mut self, requests: u32, weight: f64) {
         let requests = f64::from(requests);
         self.clients += weight;
@@ -205,6 +231,32 @@ impl Usual {
                 .enumerate()
                 .map(|(at, (who, _))| (who.tag(), at))
                 .collect();
+        }
+    }
+
+    /// Walks everybody, then all rows.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (LeafKey, [&Tally; 3])> {
+        let everybody = (LeafKey::default(), &self.everybody);
+        let rows = self.rows.iter().map(|(who, tallies)| (*who, tallies));
+        std::iter::once(everybody)
+            .chain(rows)
+            .map(|(who, tallies)| (who, [&tallies.short, &tallies.second, &tallies.long]))
+    }
+
+    /// Takes back what was kept of everybody, or of one row.
+    pub(super) fn remember(&mut self, who: Option<LeafKey>, [short, second, long]: [Tally; 3]) {
+        let tallies = Tallies {
+            short,
+            second,
+            long,
+        };
+        match who {
+            None => self.everybody = tallies,
+            Some(who) if self.rows.len() < ROWS_MAX => {
+                self.places.insert(who.tag(), self.rows.len());
+                self.rows.push((who, tallies));
+            }
+            Some(_) => {}
         }
     }
 

@@ -10,8 +10,9 @@ use ahash::AHashMap;
 
 use super::table::{Sums, Table};
 use super::{COVERAGE_MIN, is_who};
-use crate::detect::pattern::{Literal, Pattern};
-use crate::traffic::Columns;
+use crate::attribute::Side;
+use crate::detect::pattern::{ABSENT, Literal, Pattern};
+use crate::traffic::{Column, Columns};
 
 /// The most attributes of a conjunction.
 const DEPTH_MAX: usize = 4;
@@ -64,7 +65,7 @@ pub(super) fn search(
             .iter()
             .filter(|literal| !root.names_column(literal.column))
             .map(|literal| {
-                if is_who(columns, literal.column) {
+                if is_who(columns, literal.column) && literal.value != ABSENT {
                     WHO_PRICE
                 } else {
                     WHAT_PRICE
@@ -86,7 +87,9 @@ pub(super) fn search(
             for column in (0..columns.len()).filter(|at| !node.pattern.names_column(*at)) {
                 for (value, sum) in split(table, &node.rows, column, lambda) {
                     let literal = Literal { column, value };
-                    if value == 0 || sum.sums.excess() < COVERAGE_MIN * surge.excess() {
+                    if !may_be_named(literal, columns)
+                        || sum.sums.excess() < COVERAGE_MIN * surge.excess()
+                    {
                         continue;
                     }
                     let pattern = node.pattern.with(literal);
@@ -135,6 +138,13 @@ pub(super) fn search(
             .collect(),
         considered: u32::try_from(met.len()).unwrap_or(u32::MAX),
     }
+}
+
+/// Returns whether a source may name a value. Of what nobody has to send, absence says nothing; of the
+/// operator's own attributes of clients it says that this is none of his apps.
+pub(super) fn may_be_named(literal: Literal, columns: &Columns) -> bool {
+    let own = |column: &Column| column.own && column.side == Side::Who;
+    literal.value != ABSENT || columns.get(literal.column).is_some_and(own)
 }
 
 /// Adds up rows by the value in a column.
