@@ -343,6 +343,11 @@ impl Story<'_> {
             | Happening::Probing
             | Happening::Crowd
             | Happening::NotLocalisable
+            | Happening::Shared
+            | Happening::Eased
+            | Happening::Merged
+            | Happening::Displaced
+            | Happening::Withdrawn
             | Happening::Ended => {}
         }
     }

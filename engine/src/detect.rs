@@ -20,10 +20,18 @@
 mod act;
 mod blame;
 mod gate;
+mod growth;
 mod incident;
+mod learn;
+mod measures;
 mod nature;
+mod past;
 mod pattern;
 mod reference;
+mod respond;
+mod room;
+mod season;
+mod snapshot;
 mod usual;
 mod watch;
 mod window;
@@ -41,15 +49,17 @@ use crate::traffic::{Columns, Familiar, LeafKey, Names, Traffic};
 
 pub use incident::{Event, Evidence, Happening, Incident, IncidentId, Moment, RejectedCandidate};
 pub use nature::Nature;
+pub use snapshot::{BYTES_MAX as SNAPSHOT_BYTES_MAX, RestoreError};
 
-use act::{Change, Measure, Past, Situation, Stage};
+use act::Measure;
 use gate::Gate;
 use incident::Incidents;
+use past::Past;
 use pattern::{Literal, Pattern};
 use reference::Reference;
 use usual::{Length, Usual};
 use watch::Suspicion;
-use window::{CLIENTS_KEPT, ClientKind, SECOND, Window};
+use window::{CLIENTS_KEPT, SECOND, Window};
 
 /// What the detector may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -199,7 +209,7 @@ impl Detector {
             service: columns
                 .of_attribute(AttributeId::SERVICE)
                 .unwrap_or(usize::MAX),
-            reference: Reference::new(spec.warmup, seed ^ 1),
+            reference: Reference::new(spec.warmup, &columns, seed ^ 1),
             window: Window::new(seed ^ 2),
             schema,
             spec,
@@ -217,15 +227,24 @@ impl Detector {
         }
     }
 
+    /// Tells what time of day it is: `wall` at `now`. To be called at the start, and again now and then,
+    /// for clocks are set. Without it nothing is known of times of day.
+    pub fn set_clock(&mut self, wall: SystemTime, now: Instant) {
+        self.reference.set_clock(wall, now);
+    }
+
     /// Looks at what came since the last tick. To be called every 100 ms; a longer gap is one long
     /// tick.
     pub fn tick(&mut self, traffic: &Traffic, stress: &Stress, now: Instant) -> Tick {
         if !Arc::ptr_eq(&self.familiar, traffic.familiar()) {
+            // Who is known from before a restart stays so.
+            traffic.familiar().adopt(&self.familiar);
             self.familiar = Arc::clone(traffic.familiar());
         }
         self.window.collect(traffic, &mut self.names, now);
         let mut rules_changed = self.step_measures(stress, now);
         if self.spec.mode != DetectionMode::Off {
+            rules_changed |= self.wake(now);
             rules_changed |= self.watch(stress, now);
         }
         self.learn(now);
@@ -291,8 +310,10 @@ impl Detector {
             .iter()
             .position(|measure| measure.name.as_str() == name);
         if let Some(at) = at {
-            let measure = self.measures.remove(at);
-            self.release(&measure, now);
+            let source = self.measures.get(at).map(|measure| measure.source.clone());
+            self.end(at, Happening::Released, None, now);
+            // Whom an operator lets go does not find his rule again when he comes back.
+            self.past.supersede(&source.unwrap_or_default());
         }
         at.is_some()
     }
@@ -333,140 +354,21 @@ impl Detector {
             .collect()
     }
 
-    /// Returns whether requests of this key are evidence: let through, and under no detected rule.
-    fn is_evidence(&self, key: &LeafKey) -> bool {
-        !key.refused() && !self.is_under_a_rule(key)
-    }
-
-    fn is_under_a_rule(&self, key: &LeafKey) -> bool {
+    /// Returns whether requests of a key are evidence: let through, and under no detected rule. While
+    /// all share, what that refuses is evidence, too: it is nobody's fault yet.
+    fn is_evidence(&self) -> impl Fn(&LeafKey) -> bool {
         let now = self
             .window
             .newest()
             .map_or(Instant::ZERO, |tick| tick.until);
-        self.measures
-            .iter()
-            .any(|measure| measure.hides(&self.spec, now) && measure.pattern.matches(key))
-    }
-
-    /// Carries each rule one step on.
-    fn step_measures(&mut self, stress: &Stress, now: Instant) -> bool {
-        let is_warm = self.is_warm();
-        let from = now - SECOND;
-        let seconds = self.window.seconds_since(from);
-        let mut changed = false;
-        let mut released = Vec::new();
-        for (at, measure) in self.measures.iter_mut().enumerate() {
-            let pattern = &measure.pattern;
-            let came = match measure.address {
-                Some(address) => self.window.requests_of_address(from, address),
-                None => self.window.requests_since(from, |key| pattern.matches(key)),
-            };
-            let offered = came / seconds.max(f64::MIN_POSITIVE);
-            let percent = measure.percent(&self.spec, now - Duration::from_millis(100));
-            let situation = Situation {
-                spec: &self.spec,
-                is_warm,
-                suffering: stress.concerns(&measure.source),
-                now,
-            };
-            let change = measure.step(offered, &situation);
-            changed |= change.is_some() || percent != measure.percent(&self.spec, now);
-            match change {
-                Some(Change::Blocked) => {
-                    self.incidents
-                        .happen(measure.incident, Happening::Blocked, now);
-                }
-                Some(Change::Probing) => {
-                    self.incidents
-                        .happen(measure.incident, Happening::Probing, now);
-                }
-                Some(Change::Released) => released.push(at),
-                None => {}
-            }
-        }
-        for at in released.into_iter().rev() {
-            let measure = self.measures.remove(at);
-            self.release(&measure, now);
-        }
-        changed
-    }
-
-    fn release(&mut self, measure: &Measure, now: Instant) {
-        self.past.remember(&measure.source, measure.ttl, now);
-        self.incidents
-            .happen(measure.incident, Happening::Released, now);
-        self.gate.reset();
-    }
-
-    /// Learns what was calm a second ago, and lets time pass over what was learnt.
-    fn learn(&mut self, now: Instant) {
-        let calm = self.may_learn(now);
-        if calm && let Some(tick) = self.window.of_age(SECOND) {
-            let held: f64 = self.measures.iter().map(|measure| measure.held).sum();
-            let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
-            let (measures, suspects) = (&self.measures, suspects);
-            let leaves = tick.leaves.iter().filter(|leaf| {
-                !leaf.key.refused()
-                    && !measures
-                        .iter()
-                        .any(|measure| measure.pattern.matches(&leaf.key))
-                    && !suspects.iter().any(|suspect| suspect.matches(&leaf.key))
-            });
-            self.reference.learn(leaves, tick.seconds(), held);
-        }
-        if now.since(self.clock.settled) >= SECOND {
-            self.clock.settled = now;
-            let measures = &self.measures;
-            self.reference.settle(self.columns.len(), |key| {
-                measures.iter().any(|measure| measure.pattern.matches(key))
-            });
-            if calm && !self.is_alarmed() {
-                self.learn_clients(now);
-            }
-        }
-        if now.since(self.clock.familiar) >= self.settle_every() {
-            self.clock.familiar = now;
-            if self.is_alarmed() || !self.measures.is_empty() {
-                self.familiar.discard();
-            } else {
-                self.familiar.settle();
-            }
-        }
-        if now.since(self.clock.names) >= NAMES_KEPT {
-            self.clock.names = now;
-            self.names.turn();
-        }
-    }
-
-    /// Learns what clients sent until a second ago: what began since may turn out to be a surge, whose
-    /// clients must not say what is usual of themselves.
-    fn learn_clients(&mut self, now: Instant) {
-        let rules: Vec<Pattern> = self
+        let hidden: Vec<&Pattern> = self
             .measures
             .iter()
-            .map(|measure| measure.pattern.who(&self.columns))
+            .filter(|measure| measure.hides(&self.spec, now))
+            .map(|measure| &measure.pattern)
             .collect();
-        let belongs = |key: &LeafKey| !key.refused() && !rules.iter().any(|rule| rule.matches(key));
-        let fade = self.reference.fading(SECOND);
-        let long = now.since(self.clock.long) >= CLIENTS_KEPT / 2
-            && self.window.seconds_since(now - CLIENTS_KEPT) > CLIENTS_KEPT.as_secs_f64() * 0.9;
-        let until = now - SECOND;
-        if long {
-            self.clock.long = now;
-        }
-        for (kind, usual) in [
-            (ClientKind::Instance, &mut self.instances),
-            (ClientKind::Address, &mut self.addresses),
-        ] {
-            usual.fade(fade);
-            for length in [Length::Short, Length::Second, Length::Long] {
-                if length != Length::Long || long {
-                    let from = until - length.duration();
-                    let clients = self.window.clients_between(kind, from, until, belongs);
-                    usual.learn(&clients, length);
-                }
-            }
-        }
+        let shares = self.measures.iter().any(|measure| measure.shares);
+        move |key| (shares || !key.refused()) && !hidden.iter().any(|pattern| pattern.matches(key))
     }
 
     /// How long an instance waits, twice, before it is known.

@@ -29,8 +29,9 @@ use crate::attribute::Schema;
 use crate::request::RequestFacts;
 
 pub use familiar::Familiar;
+pub(crate) use familiar::KNOWN_WORDS;
 pub use heavy::{Talker, Talkers};
-pub use leaf::{COLUMNS_MAX, Columns, LeafKey};
+pub use leaf::{COLUMNS_MAX, Column, Columns, LeafKey};
 pub use names::Names;
 pub use sample::{ROWS_MAX, Sample, SampleRow};
 pub use sketch::{CocoSketch, Random};

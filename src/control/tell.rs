@@ -1,7 +1,10 @@
 //! Puts the detector's events into words for the log.
 
-use tidegate_engine::detect::{Event, Happening};
+use tidegate_engine::detect::{Event, Evidence, Happening};
 use tidegate_engine::source::Source;
+
+/// The most refused candidates in one line; all of them stand in the incident.
+const REJECTED_SHOWN: usize = 4;
 
 /// Logs an event with its evidence: what a person must look at as a warning, the rest as news.
 pub(super) fn log(event: &Event) {
@@ -12,6 +15,8 @@ pub(super) fn log(event: &Event) {
         event.incident.0,
         event.rule.as_ref().map_or("", |rule| rule.as_str()),
     );
+    let rejected = rejected(evidence);
+    let why = event.why.as_deref().unwrap_or_default();
     macro_rules! tell {
         ($level:ident, $text:literal) => {
             tracing::$level!(
@@ -22,7 +27,12 @@ pub(super) fn log(event: &Event) {
                 expected_rate = evidence.expected_rate.round(),
                 coverage = hundredths(evidence.coverage),
                 collateral = hundredths(evidence.collateral),
+                collateral_of_service = hundredths(evidence.collateral_of_service),
+                instances = evidence.instances.round(),
                 requests_per_instance = hundredths(evidence.requests_per_instance),
+                candidates = evidence.candidates,
+                rejected,
+                why,
                 $text
             )
         };
@@ -46,8 +56,28 @@ pub(super) fn log(event: &Event) {
                 "no source explains the surge; limits alone protect the service"
             );
         }
+        Happening::Shared => tell!(
+            warn,
+            "no source explains the surge and the upstream suffers; all share what it can do"
+        ),
+        Happening::Eased => tell!(warn, "the source is a crowd after all; it is not blocked"),
+        Happening::Merged => tell!(info, "the rule has become part of a wider one"),
+        Happening::Displaced => tell!(warn, "the rule gave way to one for a larger surge"),
+        Happening::Withdrawn => tell!(
+            warn,
+            "the rule refused more normal traffic than it promised; it is gone"
+        ),
         Happening::Ended => tell!(info, "the surge is over"),
     }
+}
+
+/// Returns the candidates that lost and why, the first few of them.
+fn rejected(evidence: &Evidence) -> String {
+    let candidates = evidence.rejected_candidates.iter().take(REJECTED_SHOWN);
+    let words: Vec<String> = candidates
+        .map(|candidate| format!("{}: {}", candidate.when, candidate.why))
+        .collect();
+    words.join("; ")
 }
 
 fn hundredths(value: f64) -> f64 {

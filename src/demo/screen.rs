@@ -167,6 +167,11 @@ impl Screen {
             Happening::Released => (Colour::Good, "RELEASED"),
             Happening::Crowd => (Colour::Notable, "CROWD"),
             Happening::NotLocalisable => (Colour::Bad, "UNKNOWN"),
+            Happening::Shared => (Colour::Notable, "SHARED"),
+            Happening::Eased => (Colour::Notable, "EASED"),
+            Happening::Merged => (Colour::Notable, "MERGED"),
+            Happening::Displaced => (Colour::Notable, "DISPLACED"),
+            Happening::Withdrawn => (Colour::Notable, "WITHDRAWN"),
             Happening::Ended => (Colour::Good, "ENDED"),
         };
         self.happening(at, colour, what, &words(event));
@@ -212,6 +217,15 @@ fn words(event: &Event) -> String {
         Happening::Crowd => format!("{source}: more clients, each as usual; nobody is blocked"),
         Happening::NotLocalisable => {
             "nothing that separates good from bad explains the surge; no rule".to_owned()
+        }
+        Happening::Shared => {
+            "the upstream suffers and nobody stands out: all share what it can do".to_owned()
+        }
+        Happening::Eased => format!("{source} is a crowd after all: no longer blocked"),
+        Happening::Merged => format!("the rule for {source} is part of a wider one now"),
+        Happening::Displaced => format!("the rule for {source} gave way to a larger surge"),
+        Happening::Withdrawn => {
+            format!("the rule for {source} refused too many that are well-behaved; it is gone")
         }
         Happening::Ended => "the surge went away by itself".to_owned(),
     }

@@ -24,29 +24,28 @@ use crate::verdict::Name;
 const THROTTLE_FACTOR: f64 = 1.2;
 
 /// Requests per second that a throttle lets through at least.
-const THROTTLE_MIN: f64 = 5.0;
+pub(super) const THROTTLE_MIN: f64 = 5.0;
 
 /// Share of a crowd's arrivals that a throttle lets through while the upstream suffers.
 const CROWD_SHARE: f64 = 0.5;
 
 /// How pure a source is at least before it is blocked: the share of its arrivals that were not
 /// expected.
-const PURITY_MIN: f64 = 0.9;
+pub(super) const PURITY_MIN: f64 = 0.9;
 
 /// How long it stays so.
 const PURE_FOR: Duration = Duration::from_secs(1);
 
+/// After so many judgements on end, one a second, a source that was unclear counts as a loop, and one
+/// that was a loop as a crowd.
+const SURE_AFTER: u32 = 2;
+const CROWD_AFTER: u32 = 3;
+
+/// How long a crowd that was blocked by mistake is throttled while no upstream suffers.
+const EASED_FOR: Duration = Duration::from_secs(3);
+
 /// Below which multiple of what was expected a source is calm.
 const CALM_MAX: f64 = 1.5;
-
-/// The longest that a rule lives without its source offering more.
-const TTL_MAX: Duration = Duration::from_hours(1);
-
-/// After which time a source is a stranger again.
-const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
-
-/// The most sources whose recurrence is remembered.
-const PAST_MAX: usize = 256;
 
 /// Share of instances for which a probing rule acts, and the share of the probe in which it leaves the
 /// others alone: 1 % of the instances for a tenth of the time are 0.1 % of the source.
@@ -68,34 +67,90 @@ const IN_FORCE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Blocked,
+    Eased,
     Probing,
     Released,
 }
 
 /// The rule for one source.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Measure {
     pub(super) incident: IncidentId,
     pub(super) name: Name,
     pub(super) pattern: Pattern,
     /// The one address that the rule is about, inside `pattern`.
     pub(super) address: Option<IpAddr>,
+    /// Whether the rule blames nobody: all clients of `pattern` share what the upstream can do.
+    pub(super) shares: bool,
     pub(super) made: Instant,
+    /// When the surge began.
+    pub(super) began: Instant,
     pub(super) source: Source,
     pub(super) nature: Nature,
+    /// What it was judged to be lately.
+    pub(super) opinion: Opinion,
     /// Requests per second that are expected of the source.
     pub(super) expected: f64,
     /// Requests per second that are expected of the whole pattern, of which nothing is learnt.
     pub(super) held: f64,
+    /// Requests per second above what is expected that are no surge of it.
+    pub(super) floor: f64,
     pub(super) upper_bound: f64,
     pub(super) collateral: f64,
     pub(super) usual_per_instance: f64,
     pub(super) observed: f64,
+    /// Requests per second that it offers now.
+    pub(super) offered: f64,
     pub(super) ttl: Duration,
     pub(super) stage: Stage,
+    /// Whether it was blocked as a loop and turned out to be a crowd.
+    pub(super) eased: bool,
     pub(super) pure_since: Option<Instant>,
     pub(super) calm_since: Option<Instant>,
     pub(super) renewed: Instant,
+}
+
+/// What a source under a rule was judged to be, for how many judgements on end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opinion {
+    pub(super) at: Instant,
+    nature: Nature,
+    times: u32,
+    /// Judgements on end by which mostly well-behaved clients were refused.
+    pub(super) harmless: u32,
+}
+
+impl Opinion {
+    pub(super) fn new(nature: Nature, at: Instant) -> Self {
+        Self {
+            at,
+            nature,
+            times: 1,
+            harmless: 0,
+        }
+    }
+
+    /// Takes a new judgement in; returns what the source counts as from now on.
+    fn hear(&mut self, judged: Nature, current: Nature, at: Instant) -> Nature {
+        self.at = at;
+        self.times = if judged == self.nature {
+            self.times.saturating_add(1)
+        } else {
+            1
+        };
+        self.nature = judged;
+        let changes = match judged {
+            // Under a rule, who is refused sends less or more than usual: what cannot be told now
+            // does not undo what could be told before.
+            Nature::Unclear => false,
+            Nature::LikelyLoop => current == Nature::Unclear,
+            Nature::Loop | Nature::ForgedInstances => {
+                !current.is_sure() && (self.times >= SURE_AFTER || current != Nature::Crowd)
+            }
+            Nature::Crowd => self.times >= CROWD_AFTER,
+        };
+        if changes { judged } else { current }
+    }
 }
 
 /// What one step of a measure depends on.
@@ -108,26 +163,42 @@ pub(super) struct Situation<'a> {
 }
 
 impl Measure {
-    /// Returns whether the requests of the pattern are no evidence for another rule. What one address sent inside the pattern cannot be told apart from the rest; it is
-    /// marked as refused once the rule is in force, so only until then the whole pattern is hidden, or
-    /// for as long as nothing is refused.
+    /// Returns whether the requests of the pattern are no evidence for another rule. What one address
+    /// sent inside the pattern cannot be told apart from the rest; it is marked as refused once the
+    /// rule is in force, so only until then the whole pattern is hidden, or for as long as nothing is
+    /// refused. Who shares is not blamed, and may yet be.
     pub(super) fn hides(&self, spec: &DetectionSpec, now: Instant) -> bool {
-        self.address.is_none()
-            || spec.mode == DetectionMode::Suggest
-            || now.since(self.made) < IN_FORCE_AFTER
+        !self.shares
+            && (self.address.is_none()
+                || spec.mode == DetectionMode::Suggest
+                || now.since(self.made) < IN_FORCE_AFTER)
+    }
+
+    /// Returns the requests per second that it offers above what is expected.
+    pub(super) fn excess(&self) -> f64 {
+        (self.offered - self.expected).max(0.0)
+    }
+
+    /// Returns whether so many requests per second are no surge. A source of which nothing is
+    /// expected is calm when what it offers is less than the floor.
+    pub(super) fn is_calm(&self, offered: f64) -> bool {
+        offered <= (CALM_MAX * self.expected).max(self.expected + self.floor)
+    }
+
+    /// Takes in what the source was judged to be now. Returns whether what is done about it changes.
+    pub(super) fn hear(&mut self, judged: Nature, now: Instant) -> bool {
+        let nature = self.opinion.hear(judged, self.nature, now);
+        std::mem::replace(&mut self.nature, nature) != nature
     }
 
     /// Goes one step on, given the requests per second that the source offers.
     pub(super) fn step(&mut self, offered: f64, situation: &Situation<'_>) -> Option<Change> {
         let now = situation.now;
         let spec = situation.spec;
-        // A source of which nothing is expected is calm when what it offers is no surge.
-        let calm = offered <= (CALM_MAX * self.expected).max(self.expected + spec.floor_per_second);
+        self.offered = offered;
+        let calm = self.is_calm(offered);
         // Where nobody is known to misbehave, only an upstream that suffers justifies a rule.
-        let needed = match self.nature {
-            Nature::Loop | Nature::ForgedInstances => !calm,
-            Nature::Crowd | Nature::Unclear => !calm && situation.suffering,
-        };
+        let needed = !calm && (self.nature.is_misbehaviour() || situation.suffering);
         let calm_for = if needed {
             self.calm_since = None;
             self.renewed = now;
@@ -137,6 +208,12 @@ impl Measure {
         };
         let is_calm = !needed && calm_for >= self.calm_needed(spec);
         match self.stage {
+            Stage::Block | Stage::Probe { .. } if !self.nature.is_misbehaviour() => {
+                self.stage = Stage::Throttle;
+                self.eased = true;
+                self.observed = offered;
+                Some(Change::Eased)
+            }
             Stage::Throttle if is_calm => Some(Change::Released),
             Stage::Throttle => self.may_block(offered, situation).then(|| {
                 self.stage = Stage::Block;
@@ -156,6 +233,9 @@ impl Measure {
 
     /// A source that came back is watched for longer, as its `ttl` grows.
     fn calm_needed(&self, spec: &DetectionSpec) -> Duration {
+        if self.eased {
+            return spec.calm.min(EASED_FOR);
+        }
         spec.calm * (self.ttl.as_secs() / DETECTED_TTL.as_secs().max(1)).max(1) as u32
     }
 
@@ -174,7 +254,7 @@ impl Measure {
         may && now.since(since) >= PURE_FOR
             && situation.is_warm
             && self.collateral <= situation.spec.collateral_max
-            && matches!(self.nature, Nature::Loop | Nature::ForgedInstances)
+            && self.nature.is_sure()
     }
 
     /// Returns the share of instances for which the rule acts.
@@ -188,9 +268,10 @@ impl Measure {
     /// Returns requests per second that a throttle lets through.
     fn throttle_rate(&self) -> f64 {
         let usual = (THROTTLE_FACTOR * self.upper_bound).max(THROTTLE_MIN);
-        match self.nature {
-            Nature::Loop | Nature::ForgedInstances => usual,
-            Nature::Crowd | Nature::Unclear => usual.max(CROWD_SHARE * self.observed),
+        if self.nature.is_misbehaviour() {
+            usual
+        } else {
+            usual.max(CROWD_SHARE * self.observed)
         }
     }
 
@@ -214,6 +295,10 @@ impl Measure {
                 AttributeKind::Address => Condition::Network(network(value)?),
             };
             when.conditions.push((id, condition));
+        }
+        for attribute in self.source.absent() {
+            let id = schema.id(attribute)?;
+            when.conditions.push((id, Condition::Present(false)));
         }
         let action = match self.stage {
             Stage::Throttle => {
@@ -257,30 +342,6 @@ fn network(value: &str) -> Option<ipnet::IpNet> {
         .parse()
         .or_else(|_| value.parse::<IpAddr>().map(ipnet::IpNet::from))
         .ok()
-}
-
-/// Which sources had a rule before, for how long the next one lives.
-#[derive(Debug, Default)]
-pub(super) struct Past(Vec<(Source, Duration, Instant)>);
-
-impl Past {
-    /// Returns how long a rule for the source lives: twice as long as the last one.
-    pub(super) fn ttl(&self, source: &Source, now: Instant) -> Duration {
-        self.0
-            .iter()
-            .find(|(past, _, at)| past == source && now.since(*at) < FORGOTTEN_AFTER)
-            .map_or(DETECTED_TTL, |(_, ttl, _)| (*ttl * 2).min(TTL_MAX))
-    }
-
-    /// Remembers a released rule.
-    pub(super) fn remember(&mut self, source: &Source, ttl: Duration, now: Instant) {
-        self.0
-            .retain(|(past, _, at)| past != source && now.since(*at) < FORGOTTEN_AFTER);
-        if self.0.len() >= PAST_MAX {
-            self.0.remove(0);
-        }
-        self.0.push((source.clone(), ttl, now));
-    }
 }
 
 /// Names a rule. The name is a metric's label, so nothing that a client chose is in it; who is meant

@@ -10,6 +10,7 @@ mod table;
 
 pub(super) use table::Table;
 
+use super::gate::floor_of;
 use super::pattern::{Literal, Pattern};
 use crate::attribute::Side;
 use crate::traffic::Columns;
@@ -25,15 +26,20 @@ const COVERAGE_MIN: f64 = 0.1;
 
 /// How much normal traffic weighs against excess. First what is nearly pure (more than five times
 /// what was expected), then what at least doubled.
-const LAMBDAS: [f64; 2] = [4.0, 1.0];
+/// Last what is so large that even all of the surge is less than what it usually sends: then only if
+/// the others stand still.
+const LAMBDAS: [f64; 3] = [4.0, 1.0, 0.25];
+
+/// How many times what was expected must have come from a cause, and from it for each time that came
+/// from its siblings: where everybody sends five times as much, somebody always sends six.
+const RISE_MIN: f64 = 2.0;
+
+/// The same of a source that is most of everybody.
+const RISE_OF_MANY_MIN: f64 = 1.4;
 
 /// Share of a cause's excess that each more general source must show too, everybody included. A
 /// version that replaces another has excess, everybody has none.
 const PARENT_EXCESS_MIN: f64 = 0.5;
-
-/// How much more than its siblings a cause must have risen: where everybody sends five times as much,
-/// somebody always sends six.
-const ABOVE_SIBLINGS_MIN: f64 = 2.0;
 
 /// What blame needs to know of the rest.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +49,8 @@ pub(super) struct Terms<'a> {
     pub(super) floor_per_second: f64,
     /// Variance / mean of everybody's counts.
     pub(super) dispersion: f64,
+    /// The column of the service.
+    pub(super) service: usize,
 }
 
 /// A source that explains part of a surge.
@@ -57,6 +65,8 @@ pub(super) struct Cause {
     pub(super) coverage: f64,
     /// Share of normal traffic that a rule would hit.
     pub(super) collateral: f64,
+    /// The same of the service that most of it goes to.
+    pub(super) collateral_of_service: f64,
 }
 
 /// A source that was considered and refused.
@@ -71,6 +81,8 @@ pub(super) struct Refused {
 pub(super) struct Blame {
     pub(super) causes: Vec<Cause>,
     pub(super) refused: Vec<Refused>,
+    /// How many sources were considered.
+    pub(super) considered: u32,
 }
 
 impl Blame {
@@ -102,7 +114,8 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
         let mut rows = table.pick(within);
         let surge = table.sum(&rows);
         let noise = 3.0 * (terms.dispersion * surge.expected / table.seconds).sqrt();
-        let least = (COVERAGE_MIN * surge.excess()).max(terms.floor_per_second);
+        let floor = floor_of(table.sum_of(&root).expected, terms.floor_per_second);
+        let least = (COVERAGE_MIN * surge.excess()).max(floor);
         while found.causes.len() < CAUSES_MAX {
             let rest = table.sum(&rows);
             if rest.excess() < least.max(noise) {
@@ -119,6 +132,7 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
                 expected: sums.expected,
                 coverage: (sums.excess() / surge.excess()).clamp(0.0, 1.0),
                 collateral: sums.expected / table.everybody().expected.max(f64::MIN_POSITIVE),
+                collateral_of_service: collateral_of_service(table, &cause, terms.service),
                 pattern: cause,
             });
         }
@@ -136,8 +150,15 @@ fn next_cause(
     found: &mut Blame,
 ) -> Option<Pattern> {
     for lambda in LAMBDAS {
-        let Some(core) = search::search(table, rows, root, lambda, terms.columns) else {
+        let searched = search::search(table, rows, root, lambda, terms.columns);
+        found.considered = found.considered.saturating_add(searched.considered);
+        let Some(core) = searched.best else {
             continue;
+        };
+        let rise_min = if lambda < 1.0 {
+            RISE_OF_MANY_MIN
+        } else {
+            RISE_MIN
         };
         let described = describe::describe(table, rows, &core, lambda, terms.columns);
         if described.who(terms.columns).is_everybody() {
@@ -146,7 +167,7 @@ fn next_cause(
             continue;
         }
         let sums = table.sum_within(rows, &described);
-        if sums.excess() < least || sums.observed < 2.0 * sums.expected {
+        if sums.excess() < least || sums.observed < rise_min * sums.expected {
             found.refuse(described, "too small a part of the surge".to_owned());
             continue;
         }
@@ -163,7 +184,7 @@ fn next_cause(
             continue;
         }
         let siblings = rise_of_siblings(table, &described);
-        if sums.observed < ABOVE_SIBLINGS_MIN * siblings * sums.expected {
+        if sums.observed < rise_min * siblings * sums.expected {
             let why = format!("no more than others: those have risen {siblings:.1} times, too");
             found.refuse(described, why);
             continue;
@@ -179,9 +200,38 @@ fn next_cause(
                 found.refuse(wider, format!("would hit {share:.2} % of normal traffic"));
             }
         }
+        for (other, sums_of_other) in searched.others {
+            if other == described || other.literals().iter().all(|one| described.names(*one)) {
+                continue;
+            }
+            let why = format!(
+                "explains {:.0} % of what the chosen source does and would hit {:.2} % of normal \
+                 traffic",
+                100.0 * sums_of_other.excess() / sums.excess(),
+                100.0 * sums_of_other.expected / everybody,
+            );
+            found.refuse(other, why);
+        }
         return Some(described);
     }
     None
+}
+
+/// Returns the share of normal traffic that a rule would hit of the service that most requests of the
+/// cause go to.
+fn collateral_of_service(table: &Table, cause: &Pattern, service: usize) -> f64 {
+    let services = table.by_value_within(service, cause);
+    let busiest = services
+        .into_iter()
+        .max_by(|a, b| a.1.observed.total_cmp(&b.1.observed).then(b.0.cmp(&a.0)));
+    busiest.map_or(0.0, |(value, sums)| {
+        let literal = Literal {
+            column: service,
+            value,
+        };
+        let all = table.sum_of(&Pattern::default().with(literal)).expected;
+        sums.expected / all.max(f64::MIN_POSITIVE)
+    })
 }
 
 /// Returns the more general source that has not risen as it should have, if there is one.

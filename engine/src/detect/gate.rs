@@ -22,6 +22,17 @@ pub(super) const THRESHOLD: f64 = 27.6;
 /// How much more than expected a surge is at least.
 pub(super) const EFFECT_MIN: f64 = 1.5;
 
+/// Requests per second above what is expected that are no surge of a small service: twice what is
+/// expected, and at least these.
+const FLOOR_MIN: f64 = 5.0;
+const FLOOR_FACTOR: f64 = 2.0;
+
+/// Returns the requests per second above `expected` that are no surge, where `most` are none of a
+/// large scope.
+pub(super) fn floor_of(expected: f64, most: f64) -> f64 {
+    (FLOOR_FACTOR * expected).clamp(FLOOR_MIN.min(most), most)
+}
+
 /// The most single values watched at a time: 4,096 × 48 B.
 const SCOPES_MAX: usize = 4096;
 
@@ -98,13 +109,13 @@ impl Gate {
     }
 
     /// Judges the newest tick; `evidence` picks the leaves that count, `expected_of` says how many
-    /// requests per second were expected of those.
+    /// requests per second were expected of those, `floor` from how many more on it is a surge.
     pub(super) fn step(
         &mut self,
         window: &Window,
         reference: &Reference,
         columns: usize,
-        floor_per_second: f64,
+        floor: impl Fn(Option<Literal>, f64) -> f64,
         evidence: impl Fn(&LeafKey) -> bool,
         expected_of: impl Fn(Option<Literal>) -> f64,
     ) -> Vec<Alarm> {
@@ -123,9 +134,12 @@ impl Gate {
         let level = reference.level().max(f64::MIN_POSITIVE);
         // Nobody is watched below the floor: what is expected of a scope is at least so much that
         // the floor is a doubling.
-        let least = floor_per_second / 2.0;
+        let at_least = |scope| {
+            let expected = expected_of(scope);
+            expected.max(floor(scope, expected) / 2.0)
+        };
         let came: f64 = leaves.iter().map(|leaf| leaf.requests).sum();
-        let expected = expected_of(None).max(least);
+        let expected = at_least(None);
         self.everybody = self.everybody.step(
             came,
             expected * seconds,
@@ -143,7 +157,7 @@ impl Gate {
             }
         }
         let judge = |cusum: Cusum, literal, came: f64| {
-            let expected = expected_of(Some(literal)).max(least);
+            let expected = at_least(Some(literal));
             let dispersion = reference.dispersion(expected / level).max(2.0);
             cusum.step(came, expected * seconds, dispersion, tick.from)
         };
@@ -160,15 +174,15 @@ impl Gate {
         new.truncate(SCOPES_MAX.saturating_sub(self.values.len()));
         self.values.extend(new);
 
-        self.alarms(window, floor_per_second, tick.until, evidence, expected_of)
+        self.alarms(window, tick.until, floor, evidence, expected_of)
     }
 
     /// The scopes above the threshold whose last second is also well above what was expected.
     fn alarms(
         &self,
         window: &Window,
-        floor_per_second: f64,
         now: Instant,
+        floor: impl Fn(Option<Literal>, f64) -> f64,
         evidence: impl Fn(&LeafKey) -> bool,
         expected_of: impl Fn(Option<Literal>) -> f64,
     ) -> Vec<Alarm> {
@@ -190,8 +204,8 @@ impl Gate {
                 });
                 let observed = came / seconds;
                 let expected = expected_of(scope);
-                let surges =
-                    observed > EFFECT_MIN * expected && observed - expected >= floor_per_second;
+                let surges = observed > EFFECT_MIN * expected
+                    && observed - expected >= floor(scope, expected);
                 surges.then_some(Alarm {
                     scope,
                     since: cusum.since,

@@ -30,6 +30,8 @@ pub struct Evidence {
     pub coverage: f64,
     /// Share of normal traffic that a rule for it hits, 0 to 1.
     pub collateral: f64,
+    /// The same of the service that most of its requests go to.
+    pub collateral_of_service: f64,
     /// Requests per second that the source sent when it was found.
     pub observed_rate: f64,
     /// Requests per second that were expected of it.
@@ -38,7 +40,9 @@ pub struct Evidence {
     pub instances: f64,
     /// Requests of each of those within that second.
     pub requests_per_instance: f64,
-    /// What was considered besides.
+    /// How many sources were considered.
+    pub candidates: u32,
+    /// What was considered besides, and why it was not made a rule.
     pub rejected_candidates: Vec<RejectedCandidate>,
 }
 
@@ -60,18 +64,41 @@ pub enum Happening {
     Crowd,
     /// Nothing that separates good from bad explains the surge.
     NotLocalisable,
+    /// Nothing explains it and the upstream suffers: all clients of the service share what it can do.
+    Shared,
+    /// What was blocked as a loop is a crowd: it is throttled, and only while the upstream suffers.
+    Eased,
+    /// Rules for single values of one attribute have become one rule.
+    Merged,
+    /// The rule gave way to one for a larger surge.
+    Displaced,
+    /// The rule refused more normal traffic than it promised.
+    Withdrawn,
     /// The surge went away by itself.
     Ended,
 }
 
+impl Happening {
+    /// Returns whether it ends an incident.
+    pub fn is_last(self) -> bool {
+        matches!(
+            self,
+            Self::Released | Self::Ended | Self::Merged | Self::Displaced | Self::Withdrawn
+        )
+    }
+}
+
 /// One line of an incident's timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Moment {
     /// What happened.
     pub what: Happening,
     /// When.
     #[serde(rename = "at_s", serialize_with = "seconds")]
     pub at: Instant,
+    /// Why, where it does not go without saying.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Arc<str>>,
 }
 
 /// One surge of one source, from the first alarm to the release.
@@ -110,8 +137,11 @@ pub struct Event {
     pub source: Option<Source>,
     /// The rule, where there is one.
     pub rule: Option<Name>,
-    /// Why.
+    /// Why it is believed to be the cause.
     pub evidence: Evidence,
+    /// Why this happened, where it does not go without saying.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Arc<str>>,
 }
 
 /// The most incidents and moments of each that are remembered: 128 × about 4 KiB, at worst (16 refused
@@ -167,13 +197,28 @@ impl Incidents {
 
     /// Adds a moment to an incident, and tells it.
     pub(super) fn happen(&mut self, id: IncidentId, what: Happening, at: Instant) {
+        self.happen_because(id, what, None, at);
+    }
+
+    /// The same with a reason.
+    pub(super) fn happen_because(
+        &mut self,
+        id: IncidentId,
+        what: Happening,
+        why: Option<Arc<str>>,
+        at: Instant,
+    ) {
         let Some(incident) = self.all.iter_mut().find(|incident| incident.id == id) else {
             return;
         };
         if incident.timeline.len() < MOMENTS_MAX {
-            incident.timeline.push(Moment { what, at });
+            incident.timeline.push(Moment {
+                what,
+                at,
+                why: why.clone(),
+            });
         }
-        if matches!(what, Happening::Released | Happening::Ended) {
+        if what.is_last() {
             incident.active = false;
         }
         self.events.push(Event {
@@ -183,6 +228,7 @@ impl Incidents {
             source: incident.source.clone(),
             rule: incident.rule.clone(),
             evidence: incident.evidence.clone(),
+            why,
         });
     }
 }

@@ -6,7 +6,7 @@ use super::pattern::Pattern;
 use super::usual::{Length, Tally, Usual};
 use super::window::{ClientKind, Clients, SHORT, Window};
 use crate::time::Instant;
-use crate::traffic::{Columns, LeafKey};
+use crate::traffic::LeafKey;
 
 /// From how many times the usual requests per client on the excess is a loop.
 const LOOP_MIN: f64 = 2.0;
@@ -35,18 +35,48 @@ const FORGED_AFTER: Duration = Duration::from_secs(2);
 /// more than others until then.
 const CROWD_AFTER: Duration = Duration::from_secs(3);
 
+/// From how many times the usual rate on a client that sends seldom seems to loop, and how old the
+/// surge must be.
+const LIKELY_MIN: f64 = 3.0;
+const LIKELY_AFTER: Duration = Duration::from_millis(300);
+
+/// Up to how many requests per client seen its clients usually send seldom. Who usually sends more is
+/// told by his requests alone, and a crowd that opens with a burst must not be taken for a loop.
+const SELDOM_MAX: f64 = 1.45;
+
+/// Share of the usual clients by which their number may be wrong.
+const BEFORE_ERROR: f64 = 0.05;
+
+/// The least that a client is believed to send usually in a window: below, nearly nobody is seen
+/// twice, and what is usual cannot be told.
+const SENT_MIN: f64 = 0.02;
+
 /// What a surge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Nature {
     /// Each instance sends more than usual.
     Loop,
+    /// Instances seem to send far more often than usual, but have sent too little yet to be sure.
+    LikelyLoop,
     /// Instances live for one request, and their addresses send far more than usual.
     ForgedInstances,
     /// There are more instances, each as usual.
     Crowd,
     /// Neither can be told.
     Unclear,
+}
+
+impl Nature {
+    /// Returns whether somebody is known to misbehave: that justifies a rule by itself.
+    pub(super) fn is_misbehaviour(self) -> bool {
+        matches!(self, Self::Loop | Self::LikelyLoop | Self::ForgedInstances)
+    }
+
+    /// Returns whether it is sure enough for a block.
+    pub(super) fn is_sure(self) -> bool {
+        matches!(self, Self::Loop | Self::ForgedInstances)
+    }
 }
 
 /// What was found, with the figures for people.
@@ -63,7 +93,6 @@ pub(super) struct Finding {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Judge<'a> {
     pub(super) window: &'a Window,
-    pub(super) columns: &'a Columns,
     pub(super) instances: &'a Usual,
     pub(super) addresses: &'a Usual,
     /// Requests per second that are expected of everybody.
@@ -80,15 +109,14 @@ enum Says {
 }
 
 impl Judge<'_> {
-    /// Judges a source of which `expected` requests per second were expected, in a surge that began
-    /// at `since`.
-    pub(super) fn find(&self, source: &Pattern, expected: f64, since: Instant) -> Finding {
-        let who = source.who(self.columns);
+    /// Judges the clients of `who`, of which `expected` requests per second were expected, in a surge
+    /// that began at `since`.
+    pub(super) fn find(&self, who: &Pattern, expected: f64, since: Instant) -> Finding {
         let age = self.now.since(since);
         let [short, second, long] = [Length::Short, Length::Second, Length::Long]
-            .map(|length| self.clients(ClientKind::Instance, &who, length));
+            .map(|length| self.clients(ClientKind::Instance, who, length));
         let says = |clients: &Clients, length| {
-            let usual = self.instances.of(&who, length);
+            let usual = self.instances.of(who, length);
             self.says(clients, length, usual, expected)
         };
         let says_second = says(&second, Length::Second);
@@ -97,8 +125,13 @@ impl Judge<'_> {
             || self.is_drastic(&short, expected) && says(&short, Length::Short) == Says::Fewer;
         let nature = if is_loop {
             Nature::Loop
-        } else if self.are_forged(&who, &long, expected, age) {
+        } else if self.are_forged(who, &long, expected, age) {
             Nature::ForgedInstances
+        } else if [(&second, Length::Second), (&long, Length::Long)]
+            .into_iter()
+            .any(|(clients, length)| self.seem_to_loop(clients, length, who, expected, age))
+        {
+            Nature::LikelyLoop
         } else if age >= CROWD_AFTER && says_second == Says::More && says_long == Says::More {
             Nature::Crowd
         } else {
@@ -158,6 +191,43 @@ impl Judge<'_> {
         }
     }
 
+    /// Returns whether the clients of the excess send [`LIKELY_MIN`] times as often as usual, told from
+    /// how many of them have come back already.
+    ///
+    /// Who sends seldom is seen once in a short window, whether he loops or not: requests per client
+    /// seen are near 1 for both. But those who come at `x` requests a window each send
+    /// `x / (1 − e^−x)` of those that are seen (Poisson, without its zero), and the other way round
+    /// what is seen tells `x`. A surge is only as long as it is old, so its rate is over that time.
+    fn seem_to_loop(
+        &self,
+        clients: &Clients,
+        length: Length,
+        who: &Pattern,
+        expected: f64,
+        age: Duration,
+    ) -> bool {
+        let Some(usual) = self.instances.of(who, length) else {
+            return false;
+        };
+        let scale = f64::from(clients.shift).exp2();
+        let seconds = self.window.seconds_since(self.now - length.duration());
+        let excess = requests(clients) * scale - expected * seconds;
+        let tells = usual.mean() <= SELDOM_MAX && clients.rows.len() >= SAMPLED_MIN;
+        if age < LIKELY_AFTER || excess <= 0.0 || !tells {
+            return false;
+        }
+        let span = age.as_secs_f64().min(seconds) / seconds;
+        let looping = seen_of(LIKELY_MIN * sent_of(usual.mean()) * span);
+        let before = expected * seconds / usual.mean();
+        let came = clients.rows.len() as f64 * scale - before;
+        let back = excess * (1.0 - 1.0 / looping);
+        let error = error_of(clients, looping)
+            + 2.0 * back.sqrt()
+            + BEFORE_ERROR * before
+            + SAMPLED_MIN as f64 * scale;
+        came + error < excess / looping
+    }
+
     fn are_forged(&self, who: &Pattern, long: &Clients, expected: f64, age: Duration) -> bool {
         let Some(usual) = self.instances.of(who, Length::Long) else {
             return false;
@@ -174,6 +244,21 @@ impl Judge<'_> {
                 self.says(&addresses, length, usual, expected) == Says::Fewer
             })
     }
+}
+
+/// Returns requests per client seen, where each client sends `x` in the mean.
+fn seen_of(x: f64) -> f64 {
+    if x < 1e-6 { 1.0 } else { x / -(-x).exp_m1() }
+}
+
+/// Returns requests per client, where `seen` are seen of those that sent any: the inverse of
+/// [`seen_of`], by Newton's method from above, where it only falls.
+fn sent_of(seen: f64) -> f64 {
+    let mut x = seen;
+    for _ in 0..16 {
+        x -= (x + seen * (-x).exp_m1()) / (1.0 - seen * (-x).exp()).max(1e-3);
+    }
+    x.max(SENT_MIN)
 }
 
 /// Two standard errors of `clients − requests / per_client` as it is estimated from a sample (Horvitz

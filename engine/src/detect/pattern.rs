@@ -4,7 +4,10 @@ use crate::attribute::{Schema, Side};
 use crate::source::Source;
 use crate::traffic::{Columns, LeafKey, Names};
 
-/// One attribute value.
+/// What stands for an attribute that a request does not have.
+pub(super) const ABSENT: u32 = 0;
+
+/// One attribute value, or its absence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Literal {
     pub(super) column: usize,
@@ -48,6 +51,11 @@ impl Pattern {
         }
     }
 
+    /// Returns whether the literal is one of this pattern's.
+    pub(super) fn names(&self, literal: Literal) -> bool {
+        self.literals.contains(&literal)
+    }
+
     pub(super) fn names_column(&self, column: usize) -> bool {
         self.literals.iter().any(|literal| literal.column == column)
     }
@@ -78,8 +86,12 @@ impl Pattern {
         let mut source = Source::everybody();
         for literal in &self.literals {
             let column = columns.get(literal.column)?;
-            let text = names.text(literal.column, literal.value)?;
-            source = source.with(schema.name(column.attribute), text);
+            let name = schema.name(column.attribute);
+            source = if literal.value == ABSENT {
+                source.lacking(name)
+            } else {
+                source.with(name, names.text(literal.column, literal.value)?)
+            };
         }
         Some(source)
     }

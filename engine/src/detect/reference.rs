@@ -1,16 +1,35 @@
 //! What is normal: how much, and who with which share. Learns what it is given; whether something may
 //! be learnt is decided by [`super::Detector`].
+//!
+//! Who: two decayed sketches, of the last minutes and of the last day, from which the share of *any*
+//! source can be had afterwards: 0.7 and 0.3 of what is expected, once a day was seen. How much: a level
+//! that follows within two minutes, or what was usual at this time of day if that is more. What grows
+//! faster than the rest is held back ([`super::growth`]).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ahash::AHashMap;
 
-use super::pattern::Literal;
+use super::growth::Growth;
+use super::pattern::{Literal, Pattern};
+use super::season::Season;
+use super::snapshot::unix_seconds;
 use super::window::Leaf;
-use crate::traffic::{CocoSketch, LeafKey, Random};
+use crate::time::Instant;
+use crate::traffic::{CocoSketch, Columns, LeafKey, Random};
 
-/// Buckets of the reference: 65,536 × 80 B = 5 MiB.
-const BUCKETS: usize = 1 << 16;
+/// Buckets of each sketch: 2 × 32,768 × 80 B = 5 MiB.
+pub(super) const BUCKETS: usize = 1 << 15;
+
+/// How much of what is expected the last day says, once it was seen, and in which time it counts half.
+const DAY_SHARE: f64 = 0.3;
+const DAY_HALF_LIFE_S: f64 = 86_400.0;
+
+/// How often the last minutes are added to the day, and growth is looked at.
+const FOLD_EVERY_S: f64 = 60.0;
+
+/// How many times the level the time of day may add at most.
+const SEASON_MAX: f64 = 4.0;
 
 /// After which time something counts half, at most.
 const HALF_LIFE_MAX: Duration = Duration::from_mins(10);
@@ -32,10 +51,18 @@ const SECONDS_MIN: f64 = 3.0;
 #[derive(Debug)]
 pub(super) struct Reference {
     leaves: CocoSketch,
+    day: CocoSketch,
+    growth: Growth,
+    season: Season,
+    warmup: f64,
     half_life: f64,
     level_time: f64,
     /// Requests per second.
     level: f64,
+    /// Requests per second that are usual at this time of day.
+    usual_level: Option<f64>,
+    /// Seconds learnt since the level was taken over from before a restart; it follows faster at first.
+    followed: f64,
     /// Variance / mean of the requests of one tick: 1 for Poisson.
     dispersion: f64,
     /// Seconds learnt.
@@ -49,15 +76,21 @@ pub(super) struct Reference {
 
 impl Reference {
     /// Begins with nothing. A short warm-up learns, and forgets, faster.
-    pub(super) fn new(warmup: Duration, seed: u64) -> Self {
+    pub(super) fn new(warmup: Duration, columns: &Columns, seed: u64) -> Self {
         let scaled = |part: f64, most: Duration| {
             (warmup.as_secs_f64() * part).clamp(4.0, most.as_secs_f64())
         };
         Self {
             leaves: CocoSketch::new(BUCKETS),
+            day: CocoSketch::new(BUCKETS),
+            growth: Growth::new(columns),
+            season: Season::default(),
+            warmup: warmup.as_secs_f64(),
             half_life: scaled(4.0, HALF_LIFE_MAX),
             level_time: scaled(0.5, LEVEL_TIME_MAX),
             level: 0.0,
+            usual_level: None,
+            followed: 0.0,
             dispersion: 2.0,
             trained: 0.0,
             unsettled: 0.0,
@@ -66,18 +99,27 @@ impl Reference {
         }
     }
 
-    /// Learns what came in `seconds`; `held` requests per second more are expected of sources under
-    /// rules, of which nothing is learnt.
+    /// Takes over that it is `wall` at `now`.
+    pub(super) fn set_clock(&mut self, wall: SystemTime, now: Instant) {
+        self.season.set_clock(wall, now);
+    }
+
+    /// Learns what came in `seconds` until `now`; `held` requests per second more are expected of
+    /// sources under rules, of which nothing is learnt.
     pub(super) fn learn<'a>(
         &mut self,
         leaves: impl Iterator<Item = &'a Leaf> + Clone,
         seconds: f64,
         held: f64,
+        now: Instant,
     ) {
         if seconds <= 0.0 {
             return;
         }
-        let came = leaves.clone().map(|leaf| leaf.requests).sum::<f64>() + held * seconds;
+        self.growth.count(leaves.clone(), seconds);
+        let growth = &self.growth;
+        let leaves = leaves.map(|leaf| (&leaf.key, leaf.requests * growth.weight(&leaf.key)));
+        let came = leaves.clone().map(|(_, requests)| requests).sum::<f64>() + held * seconds;
         let expected = self.level * seconds;
         let noise = (self.dispersion * expected).sqrt();
         let most = if self.is_usable() {
@@ -91,14 +133,39 @@ impl Reference {
             self.dispersion = self.dispersion.clamp(1.0, 100.0);
         }
         self.trained += seconds;
+        self.followed += seconds;
         self.unsettled += seconds;
-        let follow = seconds / self.level_time.min(self.trained);
+        let follow = seconds / self.level_time.min(self.followed);
         self.level += (came.min(most) / seconds - self.level) * follow;
         let weight = if came > most { most / came } else { 1.0 };
-        for leaf in leaves {
-            let requests = leaf.requests * weight;
-            self.leaves
-                .add(leaf.key.tag(), &leaf.key, requests, &mut self.random);
+        for (key, requests) in leaves {
+            if requests > 0.0 {
+                self.leaves
+                    .add(key.tag(), key, requests * weight, &mut self.random);
+            }
+        }
+        self.season.learn(self.level, seconds, now);
+        self.usual_level = self.season.level(now);
+        if self.growth.seconds() >= FOLD_EVERY_S {
+            self.fold();
+        }
+    }
+
+    /// Adds the last minutes to the day, and looks at who grows.
+    fn fold(&mut self) {
+        let seconds = self.growth.seconds();
+        self.growth.settle(self.trained <= self.warmup);
+        let faded = (-seconds / DAY_HALF_LIFE_S).exp2();
+        self.day.scale(|_| faded);
+        let total = self.leaves.total();
+        if total <= 0.0 {
+            return;
+        }
+        for (tag, key, count) in self.leaves.iter() {
+            let requests = count / total * self.level * seconds;
+            if requests > 0.0 {
+                self.day.add(tag, key, requests, &mut self.random);
+            }
         }
     }
 
@@ -116,13 +183,13 @@ impl Reference {
         let mut sums: AHashMap<u32, f64> = AHashMap::new();
         for column in 0..columns {
             sums.clear();
-            for (_, key, count) in self.leaves.iter() {
-                *sums.entry(key.value(column)).or_default() += count;
+            for (key, share) in shares_of(&self.leaves, &self.day, self.trained) {
+                *sums.entry(key.value(column)).or_default() += share;
             }
-            let kept = |sum: &f64| sum / total >= SHARE_MIN;
+            let kept = |sum: &f64| *sum >= SHARE_MIN;
             let mut shares = Vec::with_capacity(sums.values().filter(|sum| kept(sum)).count());
             let large = sums.iter().filter(|(_, sum)| kept(sum));
-            shares.extend(large.map(|(value, sum)| (*value, (sum / total) as f32)));
+            shares.extend(large.map(|(value, sum)| (*value, *sum as f32)));
             shares.sort_unstable_by_key(|(value, _)| *value);
             self.shares.push(shares);
         }
@@ -135,7 +202,7 @@ impl Reference {
 
     /// Returns whether enough was seen to compare with.
     pub(super) fn is_usable(&self) -> bool {
-        self.trained >= SECONDS_MIN
+        self.trained >= SECONDS_MIN && self.followed >= SECONDS_MIN
     }
 
     /// Returns how much normal traffic was learnt.
@@ -145,7 +212,8 @@ impl Reference {
 
     /// Returns the requests per second that are expected of everybody.
     pub(super) fn level(&self) -> f64 {
-        self.level
+        let usual = self.usual_level.unwrap_or(0.0);
+        self.level.max(usual.min(SEASON_MAX * self.level))
     }
 
     /// Returns variance / mean of counts with the given share of everything: a part shares the
@@ -164,26 +232,257 @@ impl Reference {
             .binary_search_by_key(&literal.value, |(value, _)| *value)
             .ok()
             .and_then(|at| shares.get(at))
-            .map_or(0.0, |(_, share)| f64::from(*share) * self.level)
+            .map_or(0.0, |(_, share)| f64::from(*share) * self.level())
+    }
+
+    /// Returns the requests per second that are expected of a source.
+    pub(super) fn expected_of_pattern(&self, pattern: &Pattern) -> f64 {
+        if pattern.is_everybody() {
+            return self.level();
+        }
+        self.rows()
+            .filter(|(key, _)| pattern.matches(key))
+            .map(|(_, expected)| expected)
+            .sum()
     }
 
     /// Returns an upper bound of what a source with this expected rate sends in a second (2 standard
     /// deviations).
     pub(super) fn upper_bound(&self, expected: f64) -> f64 {
-        let share = if self.level > 0.0 {
-            expected / self.level
-        } else {
-            0.0
-        };
+        let level = self.level();
+        let share = if level > 0.0 { expected / level } else { 0.0 };
         expected + 2.0 * (self.dispersion(share) * expected).sqrt()
     }
 
-    /// Walks the expected requests per second of each combination.
+    /// Returns what is kept across a restart besides the sketches: level, dispersion, seconds learnt.
+    pub(super) fn numbers(&self) -> [f64; 3] {
+        [self.level, self.dispersion, self.trained]
+    }
+
+    pub(super) fn set_numbers(&mut self, [level, dispersion, trained]: [f64; 3]) {
+        self.level = level;
+        self.dispersion = dispersion.clamp(1.0, 100.0);
+        self.trained = trained;
+    }
+
+    /// Returns the last minutes and the day.
+    pub(super) fn sketches(&self) -> [&CocoSketch; 2] {
+        [&self.leaves, &self.day]
+    }
+
+    /// Adds to the last minutes or to the day what was kept of them.
+    pub(super) fn remember(&mut self, key: &LeafKey, count: f64, day: bool) {
+        let sketch = if day { &mut self.day } else { &mut self.leaves };
+        if count > 0.0 {
+            sketch.add(key.tag(), key, count, &mut self.random);
+        }
+    }
+
+    pub(super) fn season(&self) -> &Season {
+        &self.season
+    }
+
+    pub(super) fn season_mut(&mut self) -> &mut Season {
+        &mut self.season
+    }
+
+    pub(super) fn growth(&self) -> &Growth {
+        &self.growth
+    }
+
+    pub(super) fn growth_mut(&mut self) -> &mut Growth {
+        &mut self.growth
+    }
+
+    /// Takes over the clock of another one.
+    pub(super) fn take_clock(&mut self, other: &Self) {
+        self.season.take_clock(&other.season);
+    }
+
+    /// Goes on after a restart with what was `written` in that second since 1970. An older level counts
+    /// no more: the time of day says what to expect, or else the first seconds do.
+    pub(super) fn resume(&mut self, written: f64, level_kept: Duration, columns: usize) {
+        let now = self.season.set_at();
+        let wall = self.season.wall(now).map(unix_seconds);
+        let is_fresh = wall.is_none_or(|wall| wall - written <= level_kept.as_secs_f64());
+        self.followed = self.trained;
+        if !is_fresh {
+            match self.season.level(now) {
+                Some(level) => self.level = level,
+                None => self.followed = 0.0,
+            }
+        }
+        self.settle(columns, |_| true);
+    }
+
+    /// Walks the expected requests per second of combinations; one may come twice.
     pub(super) fn rows(&self) -> impl Iterator<Item = (&LeafKey, f64)> {
-        let total = self.leaves.total().max(f64::MIN_POSITIVE);
-        let level = self.level;
-        self.leaves
-            .iter()
-            .map(move |(_, key, count)| (key, count / total * level))
+        let level = self.level();
+        shares_of(&self.leaves, &self.day, self.trained)
+            .map(move |(key, share)| (key, share * level))
+    }
+}
+
+/// Walks the shares of combinations, as the last minutes and the last day together say.
+fn shares_of<'a>(
+    leaves: &'a CocoSketch,
+    day: &'a CocoSketch,
+    trained: f64,
+) -> impl Iterator<Item = (&'a LeafKey, f64)> {
+    let seen = (trained / DAY_HALF_LIFE_S).min(1.0);
+    let of_day = if day.total() > 0.0 {
+        DAY_SHARE * seen
+    } else {
+        0.0
+    };
+    let [total, day_total] = [leaves, day].map(|sketch| sketch.total().max(f64::MIN_POSITIVE));
+    let leaves = leaves
+        .iter()
+        .map(move |(_, key, count)| (key, (1.0 - of_day) * count / total));
+    let day = day
+        .iter()
+        .map(move |(_, key, count)| (key, of_day * count / day_total));
+    leaves.chain(day.filter(|(_, share)| *share > 0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
+    use crate::request::{HashKey, RequestFacts};
+
+    struct Apps {
+        columns: Columns,
+        app: AttributeId,
+        key: HashKey,
+    }
+
+    impl Apps {
+        fn new() -> Self {
+            let mut schema = Schema::built_in();
+            let spec = AttributeSpec {
+                name: "app".into(),
+                kind: AttributeKind::Text,
+                side: Side::Who,
+                secret: false,
+            };
+            let app = schema.add(spec).unwrap();
+            Self {
+                columns: Columns::of(&schema),
+                app,
+                key: HashKey::from_seed(1),
+            }
+        }
+
+        fn leaf(&self, app: usize, requests: f64) -> Leaf {
+            let mut facts = RequestFacts::new(&self.key, [192, 0, 2, 1].into());
+            facts.set(self.app, Cow::Owned(format!("app-{app}")));
+            facts.set(AttributeId::SERVICE, Cow::Borrowed("chat"));
+            Leaf {
+                key: self.columns.key(&facts, false),
+                requests,
+            }
+        }
+
+        fn literal(&self, app: usize) -> Literal {
+            let column = self.columns.of_attribute(self.app).unwrap();
+            let value = self.leaf(app, 1.0).key.value(column);
+            Literal { column, value }
+        }
+
+        /// Lets 20 apps send `rate(app, second)` requests a second each, in steps of half a minute.
+        fn teach(
+            &self,
+            reference: &mut Reference,
+            seconds: std::ops::Range<u32>,
+            rate: impl Fn(usize, f64) -> f64,
+        ) {
+            for second in seconds.step_by(30) {
+                let leaves: Vec<Leaf> = (0..20)
+                    .map(|app| self.leaf(app, 30.0 * rate(app, f64::from(second))))
+                    .collect();
+                let now = Instant::from_secs_f64(f64::from(second));
+                reference.learn(leaves.iter(), 30.0, 0.0, now);
+                reference.settle(self.columns.len(), |_| false);
+            }
+        }
+
+        fn reference(&self) -> Reference {
+            let mut reference = Reference::new(Duration::from_mins(10), &self.columns, 1);
+            reference.set_clock(SystemTime::UNIX_EPOCH, Instant::ZERO);
+            reference
+        }
+    }
+
+    const HOUR: u32 = 3600;
+
+    #[test]
+    fn an_attack_that_creeps_for_six_hours_raises_what_is_expected_by_a_fifth_an_hour_at_most() {
+        let apps = Apps::new();
+        let mut reference = apps.reference();
+        apps.teach(&mut reference, 0..HOUR, |_, _| 100.0);
+        let mut before = reference.expected_of(apps.literal(7));
+        assert!((before / 100.0 - 1.0).abs() < 0.05, "{before}");
+        for hour in 1..=6 {
+            // 5 % a minute; it stops growing at a thousand times what it was.
+            let creeps = |app, second: f64| match app {
+                7 => 100.0 * 1.05_f64.powf((second - f64::from(HOUR)) / 60.0).min(1000.0),
+                _ => 100.0,
+            };
+            apps.teach(&mut reference, hour * HOUR..(hour + 1) * HOUR, creeps);
+            let after = reference.expected_of(apps.literal(7));
+            assert!(after <= 1.2 * before, "hour {hour}: {before} to {after}");
+            before = after;
+        }
+        let others = reference.expected_of(apps.literal(3));
+        assert!((others / 100.0 - 1.0).abs() < 0.2, "the others: {others}");
+    }
+
+    /// The control: who grows together with all others is learnt as he comes.
+    #[test]
+    fn a_busy_morning_of_all_is_learnt_within_minutes() {
+        let apps = Apps::new();
+        let mut reference = apps.reference();
+        apps.teach(&mut reference, 0..HOUR, |_, _| 100.0);
+        let grows = |_, second: f64| 100.0 + 200.0 * (second / f64::from(HOUR) - 1.0).min(1.0);
+        apps.teach(&mut reference, HOUR..3 * HOUR, grows);
+        let expected = reference.expected_of(apps.literal(7));
+        assert!((expected / 300.0 - 1.0).abs() < 0.1, "{expected}");
+    }
+
+    #[test]
+    fn what_was_usual_at_this_time_yesterday_is_expected_today() {
+        let apps = Apps::new();
+        let mut reference = apps.reference();
+        // Each day at nine it jumps to three times as much, for an hour.
+        let jumps = |_, second: f64| {
+            let hour = second / 3600.0 % 24.0;
+            if (9.0..10.0).contains(&hour) {
+                300.0
+            } else {
+                100.0
+            }
+        };
+        let ten_to_nine = 33 * HOUR - 600;
+        apps.teach(&mut reference, 0..ten_to_nine, jumps);
+        let before = reference.level();
+        assert!((before / 2000.0 - 1.0).abs() < 0.1, "{before}");
+        apps.teach(&mut reference, ten_to_nine..33 * HOUR + 600, |_, _| 100.0);
+        let expected = reference.level();
+        assert!(expected > 1.9 * 2000.0, "{expected}");
+    }
+
+    /// The last minutes say 0.7 of what is expected, the last day the rest.
+    #[test]
+    fn who_sent_all_day_is_still_expected_after_an_hour_of_silence() {
+        let apps = Apps::new();
+        let mut reference = apps.reference();
+        apps.teach(&mut reference, 0..24 * HOUR, |_, _| 100.0);
+        let silent = |app, _| if app == 7 { 0.0 } else { 100.0 };
+        apps.teach(&mut reference, 24 * HOUR..25 * HOUR, silent);
+        let expected = reference.expected_of(apps.literal(7));
+        assert!((20.0..50.0).contains(&expected), "{expected}");
     }
 }

@@ -15,6 +15,12 @@ const ROWS_MAX: usize = 1 << 13;
 /// Clients that must have been counted before a mean is used.
 const CLIENTS_MIN: f64 = 30.0;
 
+/// How much above its anchor a mean is used at most, and how fast the anchor follows: a mean that keeps
+/// far above raises it by a tenth in an hour. So what is usual is raised at most 1.1 × 1.1 = 1.2 times in
+/// an hour, by whoever.
+const ABOVE_ANCHOR_MAX: f64 = 1.1;
+const ANCHOR_TIME_S: f64 = 3600.0;
+
 /// A decayed count of clients in windows of one length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
@@ -23,12 +29,24 @@ pub(super) struct Tally {
     requests: f64,
     squares: f64,
     singles: f64,
+    /// Clients times the mean that counts as usual, which follows the mean slowly; 0 before the
+    /// warm-up is over.
+    anchored: f64,
+    /// The anchor itself, of a single row.
+    anchor: f64,
 }
 
 impl Tally {
     /// Returns requests per client that sent anything; at least 1.
     pub(super) fn mean(&self) -> f64 {
-        (self.requests / self.clients).max(1.0)
+        let mean = self.requests / self.clients;
+        let anchored = self.anchored / self.clients;
+        let usual = if anchored > 0.0 {
+            mean.min(ABOVE_ANCHOR_MAX * anchored)
+        } else {
+            mean
+        };
+        usual.max(1.0)
     }
 
     /// Returns an upper bound of it for one client: 3 standard deviations above the mean.
@@ -40,6 +58,32 @@ impl Tally {
     /// Returns the share of clients that sent exactly one request.
     pub(super) fn single_share(&self) -> f64 {
         self.singles / self.clients
+    }
+
+    /// Numbers of a tally that are kept across a restart.
+    pub(super) const NUMBERS: usize = 5;
+
+    pub(super) fn numbers(&self) -> [f64; Self::NUMBERS] {
+        [
+            self.clients,
+            self.requests,
+            self.squares,
+            self.singles,
+            self.anchor,
+        ]
+    }
+
+    pub(super) fn of_numbers(
+        [clients, requests, squares, singles, anchor]: [f64; Self::NUMBERS],
+    ) -> Self {
+        Self {
+            clients,
+            requests,
+            squares,
+            singles,
+            anchor,
+            anchored: 0.0,
+        }
     }
 
     fn add(&mut self, requests: u32, weight: f64) {
@@ -57,6 +101,27 @@ impl Tally {
         self.requests += other.requests;
         self.squares += other.squares;
         self.singles += other.singles;
+        // A part without an anchor of its own counts with its mean.
+        self.anchored += if other.anchor > 0.0 {
+            other.anchor * other.clients
+        } else {
+            other.requests
+        };
+    }
+
+    /// Lets the anchor follow the mean, so slowly that nobody can drive it.
+    fn hold_growth(&mut self, seconds: f64, anchored: bool) {
+        if !anchored {
+            self.anchor = 0.0;
+        } else if self.clients >= CLIENTS_MIN {
+            let mean = (self.requests / self.clients).max(1.0);
+            if self.anchor > 0.0 {
+                let towards = mean.min(ABOVE_ANCHOR_MAX * self.anchor);
+                self.anchor += (towards - self.anchor) * (seconds / ANCHOR_TIME_S).min(1.0);
+            } else {
+                self.anchor = mean;
+            }
+        }
     }
 
     fn fade(&mut self, factor: f64) {
@@ -169,6 +234,43 @@ impl Usual {
         }
     }
 
+    /// Walks everybody, then all rows.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (LeafKey, [&Tally; 3])> {
+        let everybody = (LeafKey::default(), &self.everybody);
+        let rows = self.rows.iter().map(|(who, tallies)| (*who, tallies));
+        std::iter::once(everybody)
+            .chain(rows)
+            .map(|(who, tallies)| (who, [&tallies.short, &tallies.second, &tallies.long]))
+    }
+
+    /// Takes back what was kept of everybody, or of one row.
+    pub(super) fn remember(&mut self, who: Option<LeafKey>, [short, second, long]: [Tally; 3]) {
+        let tallies = Tallies {
+            short,
+            second,
+            long,
+        };
+        match who {
+            None => self.everybody = tallies,
+            Some(who) if self.rows.len() < ROWS_MAX => {
+                self.places.insert(who.tag(), self.rows.len());
+                self.rows.push((who, tallies));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Lets what is usual follow what was learnt, slowly once `anchored`.
+    pub(super) fn hold_growth(&mut self, passed: Duration, anchored: bool) {
+        let seconds = passed.as_secs_f64();
+        let rows = self.rows.iter_mut().map(|(_, tallies)| tallies);
+        for tallies in rows.chain([&mut self.everybody]) {
+            for tally in [&mut tallies.short, &mut tallies.second, &mut tallies.long] {
+                tally.hold_growth(seconds, anchored);
+            }
+        }
+    }
+
     /// Returns what clients of a source usually send; of a source hardly seen before, what the most
     /// talkative of the sources send that have one of its values less, then only one of its values;
     /// then everybody.
@@ -196,15 +298,16 @@ impl Usual {
                 return talkative;
             }
         }
-        let everybody = *self.everybody.of(length);
+        let everybody = self.tally(&Pattern::default(), length);
         enough(&everybody).then_some(everybody)
     }
 
     fn tally(&self, pattern: &Pattern, length: Length) -> Tally {
-        if pattern.is_everybody() {
-            return *self.everybody.of(length);
-        }
         let mut sum = Tally::default();
+        if pattern.is_everybody() {
+            sum.merge(self.everybody.of(length));
+            return sum;
+        }
         for (who, tallies) in &self.rows {
             if pattern.matches(who) {
                 sum.merge(tallies.of(length));

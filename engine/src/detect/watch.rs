@@ -1,18 +1,15 @@
-//! From an alarm to a rule, or to the knowledge that there should be none.
+//! From an alarm to the sources that explain it. What is done about them is for [`super::respond`].
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::blame::{self, Blame, Cause, Table, Terms};
-use super::gate::Alarm;
+use super::blame::{self, Blame, Table, Terms};
+use super::gate::{Alarm, floor_of};
 use super::incident::{Evidence, Happening, IncidentId, RejectedCandidate};
-use super::nature::{Finding, Judge, Nature};
+use super::nature::Nature;
 use super::pattern::{Literal, Pattern};
-use super::usual::Length;
 use super::window::LEAVES_KEPT;
-use super::{Detector, Measure, Stage, Stress, act};
-use crate::source::Source;
+use super::{Detector, Stress};
 use crate::time::Instant;
 
 /// What blame looks at, at least.
@@ -24,7 +21,7 @@ const SEARCH_EVERY: Duration = Duration::from_millis(500);
 
 /// How old a surge is before people are told that nothing explains it, and before a suffering
 /// upstream justifies a throttle of who may be innocent.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long without an alarm ends a surge.
 const QUIET_FOR: Duration = Duration::from_secs(2);
@@ -33,34 +30,28 @@ const QUIET_FOR: Duration = Duration::from_secs(2);
 const FREEZE: Duration = Duration::from_secs(10);
 const FREEZE_VALUE: Duration = Duration::from_secs(3);
 
-/// The most rules at a time.
-const MEASURES_MAX: usize = 64;
-
-/// Share of a cause's excess from which on a single address is the cause.
-const SINGLE_ADDRESS_MIN: f64 = 0.8;
-
-/// A cause that is to be acted upon.
-struct Found {
-    cause: Cause,
-    source: Source,
-    address: Option<IpAddr>,
-    held: f64,
-    nature: Nature,
+/// What was considered besides the causes that were found.
+#[derive(Debug, Default)]
+pub(super) struct Considered {
+    pub(super) candidates: u32,
+    pub(super) rejected: Vec<RejectedCandidate>,
 }
 
 /// An alarm that is being looked into.
 #[derive(Debug)]
 pub(super) struct Suspicion {
-    raised: Instant,
-    began: Instant,
+    pub(super) raised: Instant,
+    pub(super) began: Instant,
     alarmed: Instant,
     searched: Option<Instant>,
     /// Whether everybody or a whole service surges.
-    wide: bool,
-    incident: Option<IncidentId>,
-    told: Option<Happening>,
+    pub(super) wide: bool,
+    pub(super) incident: Option<IncidentId>,
+    pub(super) told: Option<Happening>,
+    /// Whether a rule lets everybody share, in this surge's incident.
+    pub(super) shared: bool,
     /// Causes that are no crowd and have no rule: nothing is learnt from them.
-    suspects: Vec<Pattern>,
+    pub(super) suspects: Vec<Pattern>,
 }
 
 impl Suspicion {
@@ -77,6 +68,7 @@ impl Suspicion {
             wide: false,
             incident: None,
             told: None,
+            shared: false,
             suspects: Vec::new(),
         }
     }
@@ -89,7 +81,10 @@ impl Suspicion {
 impl Detector {
     /// Returns whether what is seen now may become what is normal.
     pub(super) fn may_learn(&self, now: Instant) -> bool {
+        // While all share, what comes is what they are let have.
+        let shares = self.measures.iter().any(|measure| measure.shares);
         match &self.suspicion {
+            _ if shares => false,
             Some(suspicion) => !suspicion.is_frozen(now),
             None => !self.gate.is_uneasy(),
         }
@@ -129,7 +124,7 @@ impl Detector {
             suspicion.raised = now;
             suspicion.began = began;
         }
-        if suspicion.wide && suspicion.incident.is_none() {
+        if suspicion.wide && suspicion.incident.is_none() && !suspicion.shared {
             let evidence = rates_of(&alarms, self.service);
             suspicion.incident = Some(self.incidents.open(suspicion.began, evidence, now));
         }
@@ -166,8 +161,11 @@ impl Detector {
             &self.window,
             &self.reference,
             self.columns.len(),
-            self.spec.floor_per_second,
-            |key| self.is_evidence(key),
+            |scope, expected| match scope {
+                Some(literal) if literal.column != self.service => self.spec.floor_per_second,
+                _ => floor_of(expected, self.spec.floor_per_second),
+            },
+            self.is_evidence(),
             expected_of,
         );
         self.gate = gate;
@@ -206,16 +204,19 @@ impl Detector {
         now: Instant,
     ) -> bool {
         let mut blame = self.blame(suspicion.began, services, now);
-        let rejected = self.rejected(&blame);
+        let considered = Considered {
+            candidates: blame.considered,
+            rejected: self.rejected(&blame),
+        };
         suspicion.suspects.clear();
         let mut acted = false;
         let causes = std::mem::take(&mut blame.causes);
         let none = causes.is_empty();
         for cause in causes {
-            acted |= self.deal_with(suspicion, &cause, &rejected, stress, now);
+            acted |= self.deal_with(suspicion, &cause, &considered, stress, now);
         }
         if none && suspicion.wide && now.since(suspicion.raised) >= PATIENCE {
-            let finding = self.judge(&Pattern::default(), self.reference.level(), suspicion, now);
+            let finding = self.judge(&Pattern::default(), suspicion.began, now);
             let what = match finding.nature {
                 Nature::Crowd => Happening::Crowd,
                 _ => Happening::NotLocalisable,
@@ -226,10 +227,12 @@ impl Detector {
                 expected_rate: self.reference.level(),
                 instances: finding.instances,
                 requests_per_instance: finding.requests_per_instance,
-                rejected_candidates: rejected,
+                candidates: considered.candidates,
+                rejected_candidates: considered.rejected,
                 ..Evidence::default()
             };
-            self.tell(suspicion, what, finding.nature, None, evidence, now);
+            self.tell(suspicion, what, finding.nature, None, evidence.clone(), now);
+            self.share(suspicion, services, finding.nature, evidence, stress, now);
         }
         acted
     }
@@ -244,13 +247,14 @@ impl Detector {
         let leaves = self.window.since(from).map(|tick| tick.leaves.len());
         let rows = leaves.sum::<usize>() + self.reference.rows().count();
         let mut table = Table::new(seconds, rows);
+        let is_evidence = self.is_evidence();
         for leaf in self.window.since(from).flat_map(|tick| &tick.leaves) {
-            if self.is_evidence(&leaf.key) {
+            if is_evidence(&leaf.key) {
                 table.add(&leaf.key, leaf.requests / seconds, 0.0);
             }
         }
         for (key, expected) in self.reference.rows() {
-            if self.is_evidence(key) {
+            if is_evidence(key) {
                 table.add(key, 0.0, expected);
             }
         }
@@ -258,6 +262,7 @@ impl Detector {
             columns: &self.columns,
             floor_per_second: self.spec.floor_per_second,
             dispersion: self.reference.dispersion(1.0),
+            service: self.service,
         };
         blame::blame(&table, services, &terms)
     }
@@ -271,210 +276,6 @@ impl Detector {
             Some(RejectedCandidate { when, why })
         };
         blame.refused.iter().filter_map(named).collect()
-    }
-
-    fn judge(
-        &self,
-        source: &Pattern,
-        expected: f64,
-        suspicion: &Suspicion,
-        now: Instant,
-    ) -> Finding {
-        let judge = Judge {
-            window: &self.window,
-            columns: &self.columns,
-            instances: &self.instances,
-            addresses: &self.addresses,
-            level: self.reference.level(),
-            now,
-        };
-        judge.find(source, expected, suspicion.began)
-    }
-
-    /// Makes a rule against a cause, or says why there is none.
-    fn deal_with(
-        &mut self,
-        suspicion: &mut Suspicion,
-        cause: &Cause,
-        rejected: &[RejectedCandidate],
-        stress: &Stress,
-        now: Instant,
-    ) -> bool {
-        let Some(source) = cause
-            .pattern
-            .source(&self.schema, &self.columns, &self.names)
-        else {
-            suspicion.suspects.push(cause.pattern.clone());
-            return false;
-        };
-        if self.measures.len() >= MEASURES_MAX {
-            return false;
-        }
-        let finding = self.judge(&cause.pattern, cause.expected, suspicion, now);
-        let single = match finding.nature {
-            Nature::Loop | Nature::ForgedInstances => self.single_address(cause, suspicion, now),
-            Nature::Crowd | Nature::Unclear => None,
-        };
-        let held = cause.expected;
-        let (source, cause, address) = match single {
-            Some((address, narrowed)) => {
-                let source = Source::everybody().with("ip", &text_of(address));
-                (source, narrowed, Some(address))
-            }
-            None => (source, cause.clone(), None),
-        };
-        let mut evidence = Evidence {
-            coverage: cause.coverage,
-            collateral: cause.collateral,
-            observed_rate: cause.observed,
-            expected_rate: cause.expected,
-            instances: finding.instances,
-            requests_per_instance: finding.requests_per_instance,
-            rejected_candidates: rejected.to_vec(),
-        };
-        let patient = now.since(suspicion.raised) >= PATIENCE;
-        let acts = match finding.nature {
-            Nature::Loop | Nature::ForgedInstances => true,
-            Nature::Crowd | Nature::Unclear => patient && stress.concerns(&source),
-        };
-        if finding.nature != Nature::Crowd {
-            suspicion.suspects.push(cause.pattern.clone());
-        }
-        let spent: f64 = self.measures.iter().map(|measure| measure.collateral).sum();
-        if acts && spent + cause.collateral > self.spec.budget {
-            evidence.rejected_candidates.push(RejectedCandidate {
-                when: source,
-                why: Arc::from(format!(
-                    "all detected rules together would hit {:.1} % of normal traffic, more than \
-                     the budget",
-                    100.0 * (spent + cause.collateral)
-                )),
-            });
-            let what = Happening::NotLocalisable;
-            self.tell(suspicion, what, finding.nature, None, evidence, now);
-            return false;
-        }
-        if acts {
-            let found = Found {
-                cause,
-                source,
-                address,
-                held,
-                nature: finding.nature,
-            };
-            self.throttle(suspicion, found, evidence, now);
-        } else if finding.nature == Nature::Crowd && suspicion.wide {
-            let what = Happening::Crowd;
-            self.tell(suspicion, what, finding.nature, Some(source), evidence, now);
-        }
-        acts
-    }
-
-    /// Returns the one address that explains a cause, with what it explains; the cause's other clients
-    /// need not suffer for it.
-    fn single_address(
-        &self,
-        cause: &Cause,
-        suspicion: &Suspicion,
-        now: Instant,
-    ) -> Option<(IpAddr, Cause)> {
-        let from = look_back(suspicion.began, now);
-        let has_none = |address| {
-            let has = |measure: &Measure| measure.address == Some(address);
-            !self.measures.iter().any(has)
-        };
-        // A gateway of many honest clients that always is as busy as the cause must not be taken for
-        // it, by chance or because somebody aimed at that: what counts is the rise.
-        let (address, observed) = self.window.risen_most(from, suspicion.began, has_none)?;
-        let excess = cause.observed - cause.expected;
-        if observed < SINGLE_ADDRESS_MIN * excess || observed > excess / SINGLE_ADDRESS_MIN {
-            return None;
-        }
-        let who = cause.pattern.who(&self.columns);
-        let usual = self.addresses.of(&who, Length::Second)?.mean();
-        let narrowed = Cause {
-            observed,
-            expected: usual,
-            coverage: cause.coverage * (observed / excess).min(1.0),
-            collateral: usual / self.reference.level().max(usual),
-            pattern: cause.pattern.clone(),
-        };
-        Some((address, narrowed))
-    }
-
-    fn throttle(
-        &mut self,
-        suspicion: &mut Suspicion,
-        found: Found,
-        evidence: Evidence,
-        now: Instant,
-    ) {
-        let Found {
-            cause,
-            source,
-            address,
-            held,
-            nature,
-        } = found;
-        let incident = suspicion
-            .incident
-            .take()
-            .unwrap_or_else(|| self.incidents.open(suspicion.began, evidence.clone(), now));
-        let name = act::name_of(incident);
-        let who = cause.pattern.who(&self.columns);
-        self.measures.push(Measure {
-            incident,
-            name: name.clone(),
-            pattern: cause.pattern,
-            address,
-            made: now,
-            source: source.clone(),
-            nature,
-            expected: cause.expected,
-            held,
-            upper_bound: self.reference.upper_bound(cause.expected),
-            collateral: cause.collateral,
-            usual_per_instance: self.usual_per_instance(&who),
-            observed: cause.observed,
-            ttl: self.past.ttl(&source, now),
-            stage: Stage::Throttle,
-            pure_since: None,
-            calm_since: None,
-            renewed: now,
-        });
-        self.familiar.discard();
-        self.incidents.update(incident, |incident| {
-            incident.source = Some(source);
-            incident.nature = Some(nature);
-            incident.rule = Some(name);
-            incident.evidence = evidence;
-        });
-        self.incidents.happen(incident, Happening::Throttled, now);
-    }
-
-    /// Tells people once, and again only when what could not be explained turns out to be a crowd.
-    fn tell(
-        &mut self,
-        suspicion: &mut Suspicion,
-        what: Happening,
-        nature: Nature,
-        source: Option<Source>,
-        evidence: Evidence,
-        now: Instant,
-    ) {
-        let Some(incident) = suspicion.incident else {
-            return;
-        };
-        if suspicion.told == Some(what) || suspicion.told == Some(Happening::Crowd) {
-            return;
-        }
-        suspicion.told = Some(what);
-        self.incidents.update(incident, |incident| {
-            incident.source = source;
-            incident.nature = Some(nature);
-            incident.evidence = evidence;
-        });
-        self.incidents.happen(incident, what, now);
     }
 }
 
@@ -493,14 +294,6 @@ fn rates_of(alarms: &[Alarm], service: usize) -> Evidence {
 }
 
 /// From when on blame looks at what came.
-fn look_back(began: Instant, now: Instant) -> Instant {
+pub(super) fn look_back(began: Instant, now: Instant) -> Instant {
     began.max(now - LEAVES_KEPT).min(now - LOOK_BACK_MIN)
-}
-
-/// Returns an address as a condition on `ip` is written: IPv6 counts as its /64.
-fn text_of(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("{address}/64"),
-    }
 }

@@ -1,17 +1,27 @@
 //! Which instances were there before the trouble. Asked on the request path, kept by the control side.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bits of one filter: 2²³ = 1 MiB.
 const BITS: usize = 1 << 23;
 const WORDS: usize = BITS / 64;
 
+/// Words of the two generations that are known.
+pub(crate) const KNOWN_WORDS: usize = 2 * WORDS;
+
 /// Words of one block, a cache line: all bits of an instance are in one.
 const BLOCK: usize = 8;
 
 /// A set of instances, approximate: a blocked Bloom filter with four bits an instance.
-#[derive(Debug)]
 struct Filter(Vec<AtomicU64>);
+
+impl fmt::Debug for Filter {
+    /// Without its million bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Filter").finish_non_exhaustive()
+    }
+}
 
 /// The instances that were seen before: a bounded, approximate set.
 ///
@@ -65,6 +75,29 @@ impl Familiar {
         }
         self.cooling.replace(&self.pending);
         self.pending.clear();
+    }
+
+    /// Takes over who is known to another one.
+    pub(crate) fn adopt(&self, other: &Self) {
+        self.known.add(&other.known);
+        self.before.add(&other.before);
+    }
+
+    /// Walks the words of the two generations that are known, for keeping across a restart. They tell
+    /// whether somebody is known who has the identity and the key; nobody's identity is in them.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        let filters = [&self.known, &self.before];
+        let words = filters.into_iter().flat_map(|filter| &filter.0);
+        words.map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// Takes those words back.
+    pub(crate) fn restore(&self, words: impl Iterator<Item = u64>) {
+        let filters = [&self.known, &self.before];
+        let places = filters.into_iter().flat_map(|filter| &filter.0);
+        for (place, word) in places.zip(words) {
+            place.store(word, Ordering::Relaxed);
+        }
     }
 
     /// Forgets who is not known yet.

@@ -28,6 +28,15 @@ impl LeafKey {
         self.values.get(column).copied().unwrap_or(0)
     }
 
+    /// Makes the key of requests that were let through from the values' hashes, column by column.
+    pub(crate) fn of_values(hashes: impl Iterator<Item = u32>) -> Self {
+        let mut key = Self::default();
+        for (slot, hash) in key.values.iter_mut().take(COLUMNS_MAX).zip(hashes) {
+            *slot = hash;
+        }
+        key
+    }
+
     /// Returns whether the requests of this key were refused.
     pub fn refused(&self) -> bool {
         self.values[COLUMNS_MAX] != 0

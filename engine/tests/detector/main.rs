@@ -1,5 +1,8 @@
 //! What the detector promises, in virtual time.
 
+mod restart;
+mod rules;
+mod slow;
 mod world;
 
 use std::sync::Arc;
@@ -10,17 +13,23 @@ use tidegate_engine::rules::{Action, Mode};
 use world::{Client, Load, World, background, device, honest};
 
 /// When surges begin in these tests.
-const BEGIN: f64 = 40.0;
+pub(crate) const BEGIN: f64 = 40.0;
 
 const ANDROID: (&str, &str) = ("chat-android", "android");
 
-fn devices(number: usize, version: &str, app: &str, rate: f64, world: &mut World) -> Vec<Client> {
+pub(crate) fn devices(
+    number: usize,
+    version: &str,
+    app: &str,
+    rate: f64,
+    world: &mut World,
+) -> Vec<Client> {
     (0..number)
         .map(|_| device(ANDROID, version, app, rate, &mut world.random))
         .collect()
 }
 
-fn load(clients: Vec<Client>, from: f64, until: f64) -> Load {
+pub(crate) fn load(clients: Vec<Client>, from: f64, until: f64) -> Load {
     Load {
         from,
         until,

@@ -109,6 +109,13 @@ impl Bucket {
         }
         may
     }
+
+    /// Spends whether there is something or not.
+    fn draw(&mut self, rate: f64, burst: f64, now: f64) {
+        if !self.spend(rate, burst, now) {
+            self.tokens -= 1.0;
+        }
+    }
 }
 
 impl World {
@@ -172,6 +179,21 @@ impl World {
             source: None,
             forged: 0,
         }
+    }
+
+    /// Puts a new process in place of the old one: nothing is kept but the key of the hashes.
+    pub(crate) fn restart(&mut self) {
+        let spec = DetectionSpec {
+            warmup: Duration::from_secs(20),
+            ..DetectionSpec::default()
+        };
+        self.traffic = Traffic::new(&self.schema, 2, 99);
+        self.recorders = (0..2)
+            .map(|at| self.traffic.recorder(at).unwrap())
+            .collect();
+        self.detector = Detector::new(Arc::clone(&self.schema), spec, 99);
+        self.rules.clear();
+        self.events.clear();
     }
 
     /// Lets time pass until `until`, in seconds.
@@ -252,7 +274,9 @@ impl World {
             ("method", "GET"),
             ("route", service),
         ] {
-            facts.set(self.ids[name], Cow::Borrowed(value));
+            if !value.is_empty() {
+                facts.set(self.ids[name], Cow::Borrowed(value));
+            }
         }
         let passes = self.decide(&facts);
         let standing = match passes {
@@ -283,6 +307,7 @@ impl World {
                 match condition {
                     Condition::Is(text)
                     | Condition::Version(VersionCondition::Exactly(text, _)) => value == Some(text),
+                    Condition::Present(present) => value.is_some() == *present,
                     Condition::Network(network) => network.contains(&facts.address()),
                     other => panic!("a detected rule has the condition {other:?}"),
                 }
@@ -307,6 +332,10 @@ impl World {
                         .or_default()
                         .spend(expected, expected.max(1.0), self.now)
                 {
+                    if let Action::Throttle { rate, burst, .. } = &rule.action {
+                        let bucket = self.buckets.entry(name).or_default();
+                        bucket.draw(rate.per_second(), f64::from(*burst), self.now);
+                    }
                     return true;
                 }
             }

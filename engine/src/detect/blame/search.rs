@@ -10,8 +10,9 @@ use ahash::AHashMap;
 
 use super::table::{Sums, Table};
 use super::{COVERAGE_MIN, is_who};
-use crate::detect::pattern::{Literal, Pattern};
-use crate::traffic::Columns;
+use crate::attribute::Side;
+use crate::detect::pattern::{ABSENT, Literal, Pattern};
+use crate::traffic::{Column, Columns};
 
 /// The most attributes of a conjunction.
 const DEPTH_MAX: usize = 4;
@@ -35,14 +36,28 @@ struct Sum {
     bound: f64,
 }
 
-/// Returns the best conjunction within `root`, or `None` where nothing is better than `root` itself.
+/// The most other candidates that are told of.
+const OTHERS_MAX: usize = 6;
+
+/// What a search came to.
+#[derive(Debug, Default)]
+pub(super) struct Searched {
+    /// The best conjunction, or `None` where nothing is better than the root itself.
+    pub(super) best: Option<Pattern>,
+    /// The next best ones.
+    pub(super) others: Vec<(Pattern, Sums)>,
+    /// How many were considered.
+    pub(super) considered: u32,
+}
+
+/// Returns the best conjunction within `root`.
 pub(super) fn search(
     table: &Table,
     rows: &[u32],
     root: &Pattern,
     lambda: f64,
     columns: &Columns,
-) -> Option<Pattern> {
+) -> Searched {
     let surge = table.sum(rows);
     let price = |pattern: &Pattern| {
         let share: f64 = pattern
@@ -50,7 +65,7 @@ pub(super) fn search(
             .iter()
             .filter(|literal| !root.names_column(literal.column))
             .map(|literal| {
-                if is_who(columns, literal.column) {
+                if is_who(columns, literal.column) && literal.value != ABSENT {
                     WHO_PRICE
                 } else {
                     WHAT_PRICE
@@ -65,13 +80,16 @@ pub(super) fn search(
         rows: rows.to_vec(),
     }];
     let mut met = BTreeSet::new();
+    let mut others: Vec<(f64, Pattern, Sums)> = Vec::new();
     for _ in 0..DEPTH_MAX {
         let mut candidates: Vec<(f64, Pattern, usize, Literal)> = Vec::new();
         for (parent, node) in beam.iter().enumerate() {
             for column in (0..columns.len()).filter(|at| !node.pattern.names_column(*at)) {
                 for (value, sum) in split(table, &node.rows, column, lambda) {
                     let literal = Literal { column, value };
-                    if value == 0 || sum.sums.excess() < COVERAGE_MIN * surge.excess() {
+                    if !may_be_named(literal, columns)
+                        || sum.sums.excess() < COVERAGE_MIN * surge.excess()
+                    {
                         continue;
                     }
                     let pattern = node.pattern.with(literal);
@@ -80,6 +98,7 @@ pub(super) fn search(
                         continue;
                     }
                     let score = sum.sums.utility(lambda) - price;
+                    others.push((score, pattern.clone(), sum.sums));
                     candidates.push((score, pattern, parent, literal));
                 }
             }
@@ -91,6 +110,8 @@ pub(super) fn search(
             best = (*score, Some(pattern.clone()));
         }
         candidates.truncate(BEAM);
+        others.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        others.truncate(OTHERS_MAX + 1);
         beam = candidates
             .into_iter()
             .filter_map(|(_, pattern, parent, literal)| {
@@ -107,7 +128,23 @@ pub(super) fn search(
             break;
         }
     }
-    best.1
+    others.retain(|(_, pattern, _)| Some(pattern) != best.1.as_ref());
+    Searched {
+        best: best.1,
+        others: others
+            .into_iter()
+            .take(OTHERS_MAX)
+            .map(|(_, pattern, sums)| (pattern, sums))
+            .collect(),
+        considered: u32::try_from(met.len()).unwrap_or(u32::MAX),
+    }
+}
+
+/// Returns whether a source may name a value. Of what nobody has to send, absence says nothing; of the
+/// operator's own attributes of clients it says that this is none of his apps.
+pub(super) fn may_be_named(literal: Literal, columns: &Columns) -> bool {
+    let own = |column: &Column| column.own && column.side == Side::Who;
+    literal.value != ABSENT || columns.get(literal.column).is_some_and(own)
 }
 
 /// Adds up rows by the value in a column.

@@ -131,6 +131,15 @@ impl Table {
         values
     }
 
+    /// The same of the rows of one source.
+    pub(super) fn by_value_within(&self, column: usize, source: &Pattern) -> BTreeMap<u32, Sums> {
+        let mut values: BTreeMap<u32, Sums> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| source.matches(&row.key)) {
+            values.entry(row.key.value(column)).or_default().add(row);
+        }
+        values
+    }
+
     pub(super) fn everybody(&self) -> Sums {
         self.everybody
     }

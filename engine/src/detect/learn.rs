@@ -1,0 +1,87 @@
+//! What is learnt, and from whom not: nothing that came in the last second, nothing of who is under a
+//! rule or under suspicion.
+
+use super::Detector;
+use super::NAMES_KEPT;
+use super::pattern::Pattern;
+use super::usual::Length;
+use super::watch::Suspicion;
+use super::window::{CLIENTS_KEPT, ClientKind, SECOND};
+use crate::time::Instant;
+use crate::traffic::LeafKey;
+
+impl Detector {
+    /// Learns what was calm a second ago, and lets time pass over what was learnt.
+    pub(super) fn learn(&mut self, now: Instant) {
+        let calm = self.may_learn(now);
+        if calm && let Some(tick) = self.window.of_age(SECOND) {
+            let held: f64 = self.measures.iter().map(|measure| measure.held).sum();
+            let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
+            let (measures, suspects) = (&self.measures, suspects);
+            let leaves = tick.leaves.iter().filter(|leaf| {
+                !leaf.key.refused()
+                    && !measures
+                        .iter()
+                        .any(|measure| measure.pattern.matches(&leaf.key))
+                    && !suspects.iter().any(|suspect| suspect.matches(&leaf.key))
+            });
+            self.reference.learn(leaves, tick.seconds(), held, now);
+        }
+        if now.since(self.clock.settled) >= SECOND {
+            self.clock.settled = now;
+            let measures = &self.measures;
+            self.reference.settle(self.columns.len(), |key| {
+                measures.iter().any(|measure| measure.pattern.matches(key))
+            });
+            if calm && !self.is_alarmed() {
+                self.learn_clients(now);
+            }
+        }
+        if now.since(self.clock.familiar) >= self.settle_every() {
+            self.clock.familiar = now;
+            if self.is_alarmed() || !self.measures.is_empty() {
+                self.familiar.discard();
+            } else {
+                self.familiar.settle();
+            }
+        }
+        if now.since(self.clock.names) >= NAMES_KEPT {
+            self.clock.names = now;
+            self.names.turn();
+        }
+    }
+
+    /// Learns what clients sent until a second ago: what began since may turn out to be a surge, whose
+    /// clients must not say what is usual of themselves.
+    fn learn_clients(&mut self, now: Instant) {
+        let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
+        let rules = self.measures.iter().map(|measure| &measure.pattern);
+        let left_out: Vec<Pattern> = rules
+            .chain(suspects)
+            .map(|pattern| pattern.who(&self.columns))
+            .collect();
+        let belongs =
+            |key: &LeafKey| !key.refused() && !left_out.iter().any(|who| who.matches(key));
+        let fade = self.reference.fading(SECOND);
+        let long = now.since(self.clock.long) >= CLIENTS_KEPT / 2
+            && self.window.seconds_since(now - CLIENTS_KEPT) > CLIENTS_KEPT.as_secs_f64() * 0.9;
+        let until = now - SECOND;
+        if long {
+            self.clock.long = now;
+        }
+        for (kind, usual) in [
+            (ClientKind::Instance, &mut self.instances),
+            (ClientKind::Address, &mut self.addresses),
+        ] {
+            usual.fade(fade);
+            usual.hold_growth(SECOND, self.reference.trained() >= self.spec.warmup);
+            for length in [Length::Short, Length::Second, Length::Long] {
+                if length != Length::Long || long {
+                    let from = until - length.duration();
+                    let clients = self.window.clients_between(kind, from, until, belongs);
+                    usual.learn(&clients, length);
+                }
+            }
+        }
+    }
+}

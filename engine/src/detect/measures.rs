@@ -1,0 +1,261 @@
+//! Carries the rules in force from tick to tick: what their sources offer, what those turn out to be,
+//! and when they end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::act::{Change, Measure, Opinion, Situation, Stage};
+use super::incident::{Evidence, Happening};
+use super::nature::Nature;
+use super::usual::Length;
+use super::window::{ClientKind, SECOND};
+use super::{DetectionMode, Detector, Stress, act};
+use crate::time::Instant;
+
+/// How often the source of a rule is judged again.
+const JUDGE_EVERY: Duration = SECOND;
+
+/// The most sources that are judged again in one tick: each costs a walk over all sampled clients.
+const JUDGED_MAX: usize = 8;
+
+/// Over which time a source that was released is looked at, to see whether it is back.
+const WAKE_OVER: Duration = Duration::from_millis(300);
+
+/// After so many judgements on end by which a rule mostly refuses known, quiet clients, it goes.
+const HARMLESS_MAX: u32 = 3;
+
+/// Share of what is refused from which on it comes from the wrong ones, and how many refused
+/// requests of the sample it takes to say so.
+const HARMLESS_SHARE: f64 = 0.5;
+const REFUSED_MIN: f64 = 30.0;
+
+impl Detector {
+    /// Carries each rule one step on. Returns whether they must be published again.
+    pub(super) fn step_measures(&mut self, stress: &Stress, now: Instant) -> bool {
+        let is_warm = self.is_warm();
+        let mut changed = self.judge_again(now);
+        let offered: Vec<f64> = self
+            .measures
+            .iter()
+            .map(|measure| self.offered(measure, SECOND, now))
+            .collect();
+        let mut released = Vec::new();
+        for (at, (measure, offered)) in self.measures.iter_mut().zip(offered).enumerate() {
+            let percent = measure.percent(&self.spec, now - Duration::from_millis(100));
+            let situation = Situation {
+                spec: &self.spec,
+                is_warm,
+                suffering: stress.concerns(&measure.source),
+                now,
+            };
+            let change = measure.step(offered, &situation);
+            changed |= change.is_some() || percent != measure.percent(&self.spec, now);
+            let what = match change {
+                Some(Change::Blocked) => Happening::Blocked,
+                Some(Change::Eased) => Happening::Eased,
+                Some(Change::Probing) => Happening::Probing,
+                Some(Change::Released) => {
+                    released.push(at);
+                    continue;
+                }
+                None => continue,
+            };
+            self.incidents.happen(measure.incident, what, now);
+        }
+        for at in released.into_iter().rev() {
+            self.end(at, Happening::Released, None, now);
+        }
+        changed
+    }
+
+    /// Returns the requests per second that came of a rule's source in the last `over`.
+    fn offered(&self, measure: &Measure, over: Duration, now: Instant) -> f64 {
+        let from = now - over;
+        let came = match measure.address {
+            Some(address) => self.window.requests_of_address(from, address),
+            // Who has a rule of his own is not counted among all who share.
+            None if measure.shares => self.window.requests_since(from, |key| {
+                let has_own = |other: &Measure| !other.shares && other.pattern.matches(key);
+                measure.pattern.matches(key) && !self.measures.iter().any(has_own)
+            }),
+            None => self
+                .window
+                .requests_since(from, |key| measure.pattern.matches(key)),
+        };
+        came / self.window.seconds_since(from).max(f64::MIN_POSITIVE)
+    }
+
+    /// Judges again, once a second, what the sources under rules are: who was unclear may have become
+    /// a loop, who was a loop may be a crowd by now.
+    fn judge_again(&mut self, now: Instant) -> bool {
+        let due: Vec<usize> = (0..self.measures.len())
+            .filter(|at| {
+                self.measures.get(*at).is_some_and(|measure| {
+                    measure.address.is_none()
+                        && !measure.shares
+                        && now.since(measure.opinion.at) >= JUDGE_EVERY
+                })
+            })
+            .take(JUDGED_MAX)
+            .collect();
+        let mut changed = false;
+        let mut withdrawn = Vec::new();
+        for at in due {
+            let Some(measure) = self.measures.get(at) else {
+                continue;
+            };
+            let finding = self.judge(&measure.pattern, measure.began, now);
+            let harmless = self.refuses_the_harmless(measure, now);
+            let Some(measure) = self.measures.get_mut(at) else {
+                continue;
+            };
+            if harmless {
+                measure.opinion.harmless += 1;
+            } else {
+                measure.opinion.harmless = 0;
+            }
+            if measure.opinion.harmless >= HARMLESS_MAX {
+                withdrawn.push(at);
+            } else if measure.hear(finding.nature, now) {
+                let nature = measure.nature;
+                changed = true;
+                self.incidents.update(measure.incident, |incident| {
+                    incident.nature = Some(nature);
+                });
+            }
+        }
+        for at in withdrawn.into_iter().rev() {
+            changed = true;
+            if let Some(measure) = self.measures.get(at) {
+                self.past.withdraw(&measure.source, now);
+            }
+            let why =
+                "most of what it refused came from known clients that sent no more than usual";
+            self.end(at, Happening::Withdrawn, Some(Arc::from(why)), now);
+        }
+        changed
+    }
+
+    /// Returns whether most of what a rule refuses came from instances that were known before and sent
+    /// no more than usual. Forged instances always look so.
+    fn refuses_the_harmless(&self, measure: &Measure, now: Instant) -> bool {
+        let who = measure.pattern.who(&self.columns);
+        let usual = self.instances.of(&who, Length::Long);
+        let (Some(usual), true) = (usual, measure.nature != Nature::ForgedInstances) else {
+            return false;
+        };
+        let from = now - Length::Long.duration();
+        let clients = self
+            .window
+            .clients_since(ClientKind::Instance, from, |key| who.matches(key));
+        let mut sent: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+        for row in &clients.rows {
+            let (all, refused) = sent.entry(row.client).or_default();
+            *all += f64::from(row.requests);
+            if row.who.refused() {
+                *refused += f64::from(row.requests);
+            }
+        }
+        let refused: f64 = sent.values().map(|(_, refused)| refused).sum();
+        let harmless: f64 = sent
+            .iter()
+            .filter(|(client, (all, _))| *all <= usual.mean() && self.familiar.contains(**client))
+            .map(|(_, (_, refused))| refused)
+            .sum();
+        refused >= REFUSED_MIN && harmless >= HARMLESS_SHARE * refused
+    }
+
+    /// Puts rules in force again whose source is back before their time was over.
+    pub(super) fn wake(&mut self, now: Instant) -> bool {
+        let mut past = std::mem::take(&mut self.past);
+        let back = past.wake(now, |measure| self.offered(measure, WAKE_OVER, now));
+        self.past = past;
+        let mut woke = false;
+        for measure in back {
+            let same = |other: &Measure| other.source == measure.source;
+            let cause = super::blame::Cause {
+                pattern: measure.pattern.clone(),
+                observed: measure.offered,
+                expected: measure.expected,
+                coverage: 1.0,
+                collateral: measure.collateral,
+                collateral_of_service: measure.collateral,
+            };
+            if self.measures.iter().any(same)
+                || !self
+                    .room_for(&cause)
+                    .is_ok_and(|room| room.leaving.is_empty())
+            {
+                continue;
+            }
+            woke = true;
+            self.reinstate(measure, now);
+        }
+        woke
+    }
+
+    fn reinstate(&mut self, measure: Measure, now: Instant) {
+        let evidence = Evidence {
+            coverage: 1.0,
+            collateral: measure.collateral,
+            observed_rate: measure.offered,
+            expected_rate: measure.expected,
+            ..Evidence::default()
+        };
+        let began = now - WAKE_OVER;
+        let incident = self.incidents.open(began, evidence, now);
+        let blocks = matches!(self.spec.mode, DetectionMode::Auto | DetectionMode::Suggest)
+            && self.is_warm()
+            && measure.collateral <= self.spec.collateral_max;
+        let name = act::name_of(incident);
+        self.incidents.update(incident, |incident| {
+            incident.source = Some(measure.source.clone());
+            incident.nature = Some(measure.nature);
+            incident.rule = Some(name.clone());
+        });
+        let why: Option<Arc<str>> = Some(Arc::from("it is back before its rule was forgotten"));
+        let happen = Happening::Throttled;
+        self.incidents
+            .happen_because(incident, happen, why.clone(), now);
+        if blocks {
+            let happen = Happening::Blocked;
+            self.incidents.happen_because(incident, happen, why, now);
+        }
+        self.familiar.discard();
+        self.measures.push(Measure {
+            incident,
+            name,
+            made: now,
+            began,
+            opinion: Opinion::new(measure.nature, now),
+            observed: measure.offered,
+            ttl: self.past.ttl(&measure.source, now),
+            stage: if blocks {
+                Stage::Block
+            } else {
+                Stage::Throttle
+            },
+            eased: false,
+            pure_since: None,
+            calm_since: None,
+            renewed: now,
+            ..measure
+        });
+        self.gate.reset();
+    }
+
+    /// Ends a rule.
+    pub(super) fn end(&mut self, at: usize, what: Happening, why: Option<Arc<str>>, now: Instant) {
+        if at >= self.measures.len() {
+            return;
+        }
+        let measure = self.measures.remove(at);
+        self.incidents
+            .happen_because(measure.incident, what, why, now);
+        if matches!(what, Happening::Released) {
+            self.past.remember(measure, now);
+        }
+        self.gate.reset();
+    }
+}

@@ -1,0 +1,94 @@
+//! Which sources had a rule before. Who comes back soon finds the rule still there; who comes back
+//! within a day is watched for longer.
+
+use std::time::Duration;
+
+use super::act::{Measure, PURITY_MIN};
+use crate::rules::DETECTED_TTL;
+use crate::source::Source;
+use crate::time::Instant;
+
+/// The longest that a rule lives without its source offering more.
+const TTL_MAX: Duration = Duration::from_hours(1);
+
+/// After which time a source is a stranger again.
+const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
+
+/// The most sources whose recurrence is remembered.
+const PAST_MAX: usize = 256;
+
+/// The most released rules that are kept, each for its `ttl`: 32 × about 1 KiB.
+const DORMANT_MAX: usize = 32;
+
+/// For how long a source is not acted upon by itself again after its rule was withdrawn.
+const SPARED_FOR: Duration = Duration::from_mins(5);
+
+/// Released rules.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    sources: Vec<(Source, Duration, Instant)>,
+    dormant: Vec<Measure>,
+    withdrawn: Vec<(Source, Instant)>,
+}
+
+impl Past {
+    /// Returns how long a rule for the source lives: twice as long as the last one.
+    pub(super) fn ttl(&self, source: &Source, now: Instant) -> Duration {
+        self.sources
+            .iter()
+            .find(|(past, _, at)| past == source && now.since(*at) < FORGOTTEN_AFTER)
+            .map_or(DETECTED_TTL, |(_, ttl, _)| (*ttl * 2).min(TTL_MAX))
+    }
+
+    /// Remembers a released rule. One against a known misbehaviour sleeps until its `ttl` is over.
+    pub(super) fn remember(&mut self, measure: Measure, now: Instant) {
+        self.sources
+            .retain(|(past, _, at)| *past != measure.source && now.since(*at) < FORGOTTEN_AFTER);
+        if self.sources.len() >= PAST_MAX {
+            self.sources.remove(0);
+        }
+        self.sources
+            .push((measure.source.clone(), measure.ttl, now));
+        if measure.nature.is_sure() {
+            if self.dormant.len() >= DORMANT_MAX {
+                self.dormant.remove(0);
+            }
+            self.dormant.push(measure);
+        }
+    }
+
+    /// Remembers that a rule for the source refused the wrong ones.
+    pub(super) fn withdraw(&mut self, source: &Source, now: Instant) {
+        self.withdrawn
+            .retain(|(past, at)| past != source && now.since(*at) < SPARED_FOR);
+        if self.withdrawn.len() >= PAST_MAX {
+            self.withdrawn.remove(0);
+        }
+        self.withdrawn.push((source.clone(), now));
+    }
+
+    /// Returns whether a rule for the source was withdrawn lately.
+    pub(super) fn was_withdrawn(&self, source: &Source, now: Instant) -> bool {
+        self.withdrawn
+            .iter()
+            .any(|(past, at)| past == source && now.since(*at) < SPARED_FOR)
+    }
+
+    /// Takes out the sleeping rules whose source is back, given the requests per second that each
+    /// offers, and forgets those whose `ttl` is over.
+    pub(super) fn wake(&mut self, now: Instant, offered: impl Fn(&Measure) -> f64) -> Vec<Measure> {
+        self.dormant
+            .retain(|measure| now.since(measure.renewed) < measure.ttl);
+        let is_back = |measure: &mut Measure| {
+            measure.offered = offered(measure);
+            let purity = measure.excess() / measure.offered.max(f64::MIN_POSITIVE);
+            !measure.is_calm(measure.offered) && purity >= PURITY_MIN
+        };
+        self.dormant.extract_if(.., is_back).collect()
+    }
+
+    /// Forgets the sleeping rules that a new one makes superfluous.
+    pub(super) fn supersede(&mut self, source: &Source) {
+        self.dormant.retain(|measure| measure.source != *source);
+    }
+}

@@ -1,0 +1,370 @@
+//! What is done about a source that explains a surge: a rule, or a word to people why there is none.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::act::{Measure, Opinion, Stage};
+use super::blame::Cause;
+use super::gate::floor_of;
+use super::incident::{Evidence, Happening, RejectedCandidate};
+use super::nature::{Finding, Judge, Nature};
+use super::pattern::{Literal, Pattern};
+use super::usual::Length;
+use super::watch::{Considered, PATIENCE, Suspicion, look_back};
+use super::window::SECOND;
+use super::{Detector, Stress, act};
+use crate::source::Source;
+use crate::time::Instant;
+
+/// Share of a cause's excess from which on a single address is the cause.
+const SINGLE_ADDRESS_MIN: f64 = 0.8;
+
+/// A source under a rule is calm at the latest when it offers less than this share of the excess
+/// that it was found with.
+const FLOOR_SHARE: f64 = 0.5;
+
+/// A cause that is to be acted upon.
+struct Found {
+    cause: Cause,
+    source: Source,
+    address: Option<IpAddr>,
+    shares: bool,
+    held: f64,
+    nature: Nature,
+}
+
+impl Detector {
+    /// Judges the clients of a source in a surge that began at `began`.
+    ///
+    /// Clients are told apart by who they are, not by what they ask for: so of a source that names
+    /// both, all traffic of the clients is judged, against all that is expected of them.
+    pub(super) fn judge(&self, source: &Pattern, began: Instant, now: Instant) -> Finding {
+        let who = source.who(&self.columns);
+        let judge = Judge {
+            window: &self.window,
+            instances: &self.instances,
+            addresses: &self.addresses,
+            level: self.reference.level(),
+            now,
+        };
+        judge.find(&who, self.reference.expected_of_pattern(&who), began)
+    }
+
+    /// Makes a rule against a cause, or says why there is none. Returns whether there is one.
+    pub(super) fn deal_with(
+        &mut self,
+        suspicion: &mut Suspicion,
+        cause: &Cause,
+        considered: &Considered,
+        stress: &Stress,
+        now: Instant,
+    ) -> bool {
+        let Some(source) = cause
+            .pattern
+            .source(&self.schema, &self.columns, &self.names)
+        else {
+            suspicion.suspects.push(cause.pattern.clone());
+            return false;
+        };
+        let mut finding = self.judge(&cause.pattern, suspicion.began, now);
+        if self.past.was_withdrawn(&source, now) {
+            finding.nature = Nature::Unclear;
+        }
+        let single = if finding.nature.is_sure() {
+            self.single_address(cause, suspicion, now)
+        } else {
+            None
+        };
+        let held = cause.expected;
+        let (source, cause, address) = match single {
+            Some((address, narrowed)) => {
+                let source = Source::everybody().with("ip", &text_of(address));
+                (source, narrowed, Some(address))
+            }
+            None => (source, cause.clone(), None),
+        };
+        let mut evidence = Evidence {
+            coverage: cause.coverage,
+            collateral: cause.collateral,
+            collateral_of_service: cause.collateral_of_service,
+            observed_rate: cause.observed,
+            expected_rate: cause.expected,
+            instances: finding.instances,
+            requests_per_instance: finding.requests_per_instance,
+            candidates: considered.candidates,
+            rejected_candidates: considered.rejected.clone(),
+        };
+        let patient = now.since(suspicion.raised) >= PATIENCE;
+        let acts = finding.nature.is_misbehaviour() || patient && stress.concerns(&source);
+        if finding.nature != Nature::Crowd {
+            suspicion.suspects.push(cause.pattern.clone());
+        }
+        if !acts {
+            if finding.nature == Nature::Crowd && suspicion.wide {
+                let what = Happening::Crowd;
+                self.tell(suspicion, what, finding.nature, Some(source), evidence, now);
+            }
+            return false;
+        }
+        let found = Found {
+            cause,
+            source,
+            address,
+            shares: false,
+            held,
+            nature: finding.nature,
+        };
+        let found = self.widened(found, now);
+        match self.room_for(&found.cause) {
+            Ok(room) => {
+                for at in room.leaving {
+                    let why = format!("{} is a larger surge", found.source);
+                    self.end(at, Happening::Displaced, Some(Arc::from(why)), now);
+                }
+                self.throttle(suspicion, found, evidence, now);
+                true
+            }
+            Err(why) => {
+                evidence.rejected_candidates.push(RejectedCandidate {
+                    when: found.source,
+                    why: Arc::from(why),
+                });
+                let what = Happening::NotLocalisable;
+                self.tell(suspicion, what, finding.nature, None, evidence, now);
+                false
+            }
+        }
+    }
+
+    /// Returns the wider source in place of a cause of which several kinds have rules already, and
+    /// ends those; the cause itself where that would hit too much.
+    fn widened(&mut self, found: Found, now: Instant) -> Found {
+        if found.address.is_some() {
+            return found;
+        }
+        let Some((wider, places)) = self.siblings(&found.cause.pattern) else {
+            return found;
+        };
+        let from = now - SECOND;
+        let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let came = self.window.requests_since(from, |key| wider.matches(key));
+        let observed = came / seconds;
+        let expected = self.reference.expected_of_pattern(&wider);
+        let collateral = expected / self.reference.level().max(f64::MIN_POSITIVE);
+        let purity = (observed - expected) / observed.max(f64::MIN_POSITIVE);
+        let source = wider.source(&self.schema, &self.columns, &self.names);
+        let others = (0..self.measures.len())
+            .filter(|at| !places.contains(at))
+            .filter_map(|at| self.measures.get(at));
+        let spent: f64 = others.map(|measure| self.hit(measure.collateral)).sum();
+        let fits = purity >= act::PURITY_MIN
+            && collateral <= self.spec.collateral_max
+            && spent + collateral <= self.spec.budget;
+        let (Some(source), true) = (source, fits) else {
+            return found;
+        };
+        for at in places {
+            let why = Arc::from(format!("part of {source}"));
+            self.end(at, Happening::Merged, Some(why), now);
+        }
+        Found {
+            cause: Cause {
+                observed,
+                expected,
+                collateral,
+                pattern: wider,
+                ..found.cause
+            },
+            source,
+            held: expected,
+            ..found
+        }
+    }
+
+    /// Lets all clients of the services that surge share what their upstream can do, once nothing
+    /// better is known and it suffers.
+    pub(super) fn share(
+        &mut self,
+        suspicion: &mut Suspicion,
+        services: &[Literal],
+        nature: Nature,
+        evidence: Evidence,
+        stress: &Stress,
+        now: Instant,
+    ) {
+        let everybody = Pattern::default();
+        let mut scopes: Vec<Pattern> = services
+            .iter()
+            .map(|service| everybody.with(*service))
+            .collect();
+        if scopes.is_empty() {
+            scopes.push(everybody);
+        }
+        let has_one = |pattern: &Pattern| {
+            let same = |measure: &Measure| measure.shares && measure.pattern == *pattern;
+            self.measures.iter().any(same)
+        };
+        let suffers = |pattern: Pattern| {
+            let source = pattern.source(&self.schema, &self.columns, &self.names)?;
+            (stress.concerns(&source) && !has_one(&pattern)).then_some((pattern, source))
+        };
+        let Some((pattern, source)) = scopes.into_iter().find_map(suffers) else {
+            return;
+        };
+        let from = now - SECOND;
+        let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let came = self.window.requests_since(from, |key| pattern.matches(key));
+        let expected = self.reference.expected_of_pattern(&pattern);
+        let found = Found {
+            cause: Cause {
+                observed: came / seconds,
+                expected,
+                coverage: 1.0,
+                collateral: 0.0,
+                collateral_of_service: 0.0,
+                pattern,
+            },
+            source,
+            address: None,
+            shares: true,
+            held: 0.0,
+            nature: match nature {
+                Nature::Crowd => Nature::Crowd,
+                _ => Nature::Unclear,
+            },
+        };
+        self.throttle(suspicion, found, evidence, now);
+        suspicion.shared = true;
+    }
+
+    /// Returns the one address that explains a cause, with what it explains; the cause's other clients
+    /// need not suffer for it.
+    fn single_address(
+        &self,
+        cause: &Cause,
+        suspicion: &Suspicion,
+        now: Instant,
+    ) -> Option<(IpAddr, Cause)> {
+        let from = look_back(suspicion.began, now);
+        let has_none = |address| {
+            let has = |measure: &Measure| measure.address == Some(address);
+            !self.measures.iter().any(has)
+        };
+        // A gateway of many honest clients that always is as busy as the cause must not be taken for
+        // it, by chance or because somebody aimed at that: what counts is the rise.
+        let (address, observed) = self.window.risen_most(from, suspicion.began, has_none)?;
+        let excess = cause.observed - cause.expected;
+        if observed < SINGLE_ADDRESS_MIN * excess || observed > excess / SINGLE_ADDRESS_MIN {
+            return None;
+        }
+        let who = cause.pattern.who(&self.columns);
+        let usual = self.addresses.of(&who, Length::Second)?.mean();
+        let narrowed = Cause {
+            observed,
+            expected: usual,
+            coverage: cause.coverage * (observed / excess).min(1.0),
+            collateral: usual / self.reference.level().max(usual),
+            collateral_of_service: usual / self.reference.level().max(usual),
+            pattern: cause.pattern.clone(),
+        };
+        Some((address, narrowed))
+    }
+
+    fn throttle(
+        &mut self,
+        suspicion: &mut Suspicion,
+        found: Found,
+        evidence: Evidence,
+        now: Instant,
+    ) {
+        let Found {
+            cause,
+            source,
+            address,
+            shares,
+            held,
+            nature,
+        } = found;
+        let incident = suspicion
+            .incident
+            .take()
+            .unwrap_or_else(|| self.incidents.open(suspicion.began, evidence.clone(), now));
+        let name = act::name_of(incident);
+        let who = cause.pattern.who(&self.columns);
+        self.past.supersede(&source);
+        self.measures.push(Measure {
+            incident,
+            name: name.clone(),
+            pattern: cause.pattern,
+            address,
+            shares,
+            made: now,
+            began: suspicion.began,
+            source: source.clone(),
+            nature,
+            opinion: Opinion::new(nature, now),
+            expected: cause.expected,
+            held,
+            floor: floor_of(self.reference.level(), self.spec.floor_per_second)
+                .min((cause.observed - cause.expected) * FLOOR_SHARE)
+                .max(act::THROTTLE_MIN),
+            upper_bound: self.reference.upper_bound(cause.expected),
+            collateral: cause.collateral,
+            usual_per_instance: self.usual_per_instance(&who),
+            observed: cause.observed,
+            offered: cause.observed,
+            ttl: self.past.ttl(&source, now),
+            stage: Stage::Throttle,
+            eased: false,
+            pure_since: None,
+            calm_since: None,
+            renewed: now,
+        });
+        self.familiar.discard();
+        self.incidents.update(incident, |incident| {
+            incident.source = Some(source);
+            incident.nature = Some(nature);
+            incident.rule = Some(name);
+            incident.evidence = evidence;
+        });
+        let what = if shares {
+            Happening::Shared
+        } else {
+            Happening::Throttled
+        };
+        self.incidents.happen(incident, what, now);
+    }
+
+    /// Tells people once, and again only when what could not be explained turns out to be a crowd.
+    pub(super) fn tell(
+        &mut self,
+        suspicion: &mut Suspicion,
+        what: Happening,
+        nature: Nature,
+        source: Option<Source>,
+        evidence: Evidence,
+        now: Instant,
+    ) {
+        let Some(incident) = suspicion.incident else {
+            return;
+        };
+        if suspicion.told == Some(what) || suspicion.told == Some(Happening::Crowd) {
+            return;
+        }
+        suspicion.told = Some(what);
+        self.incidents.update(incident, |incident| {
+            incident.source = source;
+            incident.nature = Some(nature);
+            incident.evidence = evidence;
+        });
+        self.incidents.happen(incident, what, now);
+    }
+}
+
+/// Returns an address as a condition on `ip` is written: IPv6 counts as its /64.
+fn text_of(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("{address}/64"),
+    }
+}

@@ -1,0 +1,109 @@
+//! What the detector knows outlives the process.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tidegate_engine::attribute::Schema;
+use tidegate_engine::detect::{DetectionSpec, Detector, Happening, RestoreError};
+use tidegate_engine::time::Instant;
+
+use crate::world::{Served, World};
+use crate::{BEGIN, devices, load};
+
+/// A world that has learnt, and then loses its detector.
+fn restarted(keeps: bool) -> World {
+    let mut world = World::new(51);
+    let honest = devices(150, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(honest);
+    world.source = Some(("chat-android", "4.1.0".to_owned(), "acme".to_owned()));
+    world.run(BEGIN);
+    let snapshot = world.detector.snapshot();
+    world.restart();
+    if keeps {
+        world.detector.restore(&snapshot).unwrap();
+    }
+    // The flood that ended the old process goes on.
+    let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 20.0));
+    world.honest = Served::default();
+    world.run(BEGIN + 10.0);
+    world
+}
+
+#[test]
+fn a_restart_in_the_midst_of_a_flood_finds_its_source_within_a_second() {
+    let world = restarted(true);
+    assert!(world.detector.is_warm());
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=4.1.0"]
+    );
+    let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
+    assert!(throttled <= 1.0, "throttled after {throttled} s");
+    assert!(world.honest.refused_share() < 0.15, "{:?}", world.honest);
+}
+
+/// The control: without what was kept the flood is what is normal.
+#[test]
+fn a_restart_that_keeps_nothing_learns_the_flood() {
+    let world = restarted(false);
+    assert!(!world.detector.is_warm());
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+}
+
+#[test]
+fn what_is_restored_is_what_was_kept() {
+    let mut world = World::new(52);
+    world.run(BEGIN);
+    let snapshot = world.detector.snapshot();
+    let expected = world.detector.expected_per_second();
+    world.restart();
+    world.detector.restore(&snapshot).unwrap();
+    assert!((world.detector.expected_per_second() / expected - 1.0).abs() < 1e-6);
+    assert!(snapshot.len() < 4 << 20, "{} bytes", snapshot.len());
+}
+
+#[test]
+fn an_old_level_is_not_expected_any_more() {
+    let mut world = World::new(53);
+    let at = |hours: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(hours * 3600);
+    world.detector.set_clock(at(1), Instant::ZERO);
+    world.run(BEGIN);
+    let snapshot = world.detector.snapshot();
+    world.restart();
+    world
+        .detector
+        .set_clock(at(9), Instant::from_secs_f64(BEGIN));
+    world.detector.restore(&snapshot).unwrap();
+    let more = crate::world::background(4000, 1.0, &mut world.random);
+    world.background.extend(more);
+    world.run(BEGIN + 10.0);
+    assert!(world.events.is_empty(), "{:?}", world.events);
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused_with_its_reason() {
+    let mut world = World::new(54);
+    world.run(5.0);
+    let good = world.detector.snapshot();
+    let detector = |schema: Schema| Detector::new(Arc::new(schema), DetectionSpec::default(), 1);
+    let mut changed = good.clone();
+    let middle = changed.len() / 2;
+    changed[middle] ^= 1;
+    let mut newer = good.clone();
+    newer[8] = 99;
+    let cases: [(&[u8], RestoreError); 5] = [
+        (b"", RestoreError::NoSnapshot),
+        (b"something else altogether", RestoreError::NoSnapshot),
+        (&changed, RestoreError::Damaged),
+        (&good[..good.len() - 9], RestoreError::Damaged),
+        (&newer, RestoreError::Version(99)),
+    ];
+    world.restart();
+    for (bytes, error) in cases {
+        assert_eq!(world.detector.restore(bytes), Err(error));
+        assert_eq!(world.detector.trained(), Duration::ZERO);
+    }
+    let other = detector(Schema::built_in()).restore(&good);
+    assert_eq!(other, Err(RestoreError::OtherAttributes));
+}
