@@ -12,8 +12,8 @@ use super::scenario::add_attribute;
 
 /// The most rows: 20 million × 8 B = 160 MB.
 const ROWS_MAX: usize = 20_000_000;
-/// The most combinations of values: 4 million × about 100 B.
-const LEAVES_MAX: usize = 4_000_000;
+/// The most combinations of values: 1 million × about 300 B.
+const LEAVES_MAX: usize = 1_000_000;
 /// The most bins: a year of minutes.
 const BINS_MAX: usize = 600_000;
 /// The longest line.
@@ -190,15 +190,12 @@ impl TableReader {
                     continue;
                 };
                 let cell = cell.trim();
-                let place = match places.get(cell) {
-                    Some(place) => *place,
-                    None => {
-                        let place = texts.len() as u32;
-                        places.insert(cell.to_owned(), place);
-                        texts.push(cell.to_owned());
-                        place
-                    }
-                };
+                let next = texts.len() as u32;
+                let place = places.get(cell).copied().unwrap_or(next);
+                if place == next {
+                    places.insert(cell.to_owned(), place);
+                    texts.push(cell.to_owned());
+                }
                 leaf.push(place);
             }
             column += cell.chars().count() as u32 + 1;
