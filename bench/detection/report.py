@@ -31,8 +31,8 @@ import blame_score
 SEED = 20260731
 RATE = 1000  # requests a second of the background
 SURGES_A_SCENARIO = 40
-SURGE_S = 40  # how long a surge goes on after its ramp
-CALM_S = 50  # from one surge's end to the next one's ramp: release takes 20 s, learning again the rest
+SURGE_S = 30  # how long a surge goes on after its ramp
+CALM_S = 45  # from one surge's end to the next one's ramp: release takes 20 s, learning again the rest
 FIRST_S = 30
 USUAL = 1 / 20  # requests a second of one client of the background
 CUT_MIN = 0.3

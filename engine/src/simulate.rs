@@ -15,9 +15,12 @@ mod expect;
 mod load;
 mod outcome;
 mod read;
+mod recorded;
 mod scenario;
 mod score;
+mod sending;
 mod table;
+mod upstream;
 mod values;
 mod world;
 

@@ -73,7 +73,7 @@ impl Simulate {
 fn load(path: &Path) -> Result<(Scenario, Inputs), Problems> {
     let scenario = Scenario::parse(&path.to_string_lossy(), &read(path)?)?;
     let beside = |written: &Written| {
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = path.parent().unwrap_or_else(|| Path::new(""));
         folder.join(&written.text)
     };
     let mut schema = scenario.schema();
@@ -171,6 +171,8 @@ fn write_json(path: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
 
 /// A run shorter than this shows no bar.
 const BAR_AFTER: Duration = Duration::from_secs(1);
+/// How long the bar is.
+const BAR_LETTERS: usize = 30;
 /// How often the bar moves.
 const BAR_EVERY: Duration = Duration::from_millis(200);
 
@@ -200,10 +202,9 @@ impl Bar {
         if !self.is_watched || !is_due {
             return;
         }
-        const WIDTH: usize = 30;
-        let full = (done * WIDTH as f64) as usize;
+        let full = (done * BAR_LETTERS as f64) as usize;
         let left = self.began.elapsed().as_secs_f64() * (1.0 - done) / done.max(1e-3);
-        let bar = "#".repeat(full) + &".".repeat(WIDTH.saturating_sub(full));
+        let bar = "#".repeat(full) + &".".repeat(BAR_LETTERS.saturating_sub(full));
         let percent = done * 100.0;
         drop(write!(
             io::stderr(),

@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::course::{Shape, Tape};
 use super::draw::{Alias, Ranks, below, mix, unit};
-use super::scenario::{Background, Drawn, Draws, Scenario, TableSpec};
+use super::recorded::{Between, Recorded};
+use super::scenario::{Background, Drawn, Draws, Scenario};
 use super::table::Table;
 use super::values::{Mask, ValueId, Values};
 use crate::attribute::{AttributeId, Schema, Side};
@@ -20,11 +21,9 @@ use crate::traffic::Random;
 /// How long a client lives before another takes its place, in seconds.
 const LIFE_S: f64 = 3600.0;
 
-/// A client of a table's background sends one request in so many seconds, in the mean.
-const TABLE_INTERVAL_S: f64 = 20.0;
-
-/// Clients of a described background that have no `clients`, per request a second.
-pub(super) const INTERVAL_DEFAULT_S: f64 = 20.0;
+/// A client sends one request in so many seconds, in the mean: always of a table, of a described
+/// background where it does not say how many `clients` there are.
+pub(super) const INTERVAL_S: f64 = 20.0;
 
 /// One client of a population.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +41,8 @@ pub(super) struct Client {
 pub(super) struct Moment {
     /// Requests per second.
     pub(super) rate: f64,
-    /// Two bins of the table and how far it is from the first to the second.
-    bins: (usize, usize),
-    between: f64,
+    /// Where it stands in the table.
+    between: Between,
 }
 
 /// One attribute that is drawn.
@@ -55,36 +53,6 @@ struct Attribute {
     is_kept: bool,
     choices: Vec<(ValueId, f64)>,
     alias: Alias,
-}
-
-#[derive(Debug)]
-struct Bin {
-    begins: f64,
-    /// Events per second.
-    rate: f64,
-    alias: Alias,
-    /// Leaf, and the clients of its who.
-    rows: Vec<(u32, f32)>,
-}
-
-/// The place of a value that is absent.
-const ABSENT: ValueId = ValueId::MAX;
-
-#[derive(Debug)]
-struct Recorded {
-    ids: Vec<AttributeId>,
-    /// Per leaf, its values; as many as there are ids.
-    values: Vec<ValueId>,
-    masks: Vec<Mask>,
-    /// Per leaf, its share of all events.
-    shares: Vec<f64>,
-    /// Per leaf, who; per who, its first slot and a leaf of it.
-    whos: Vec<u32>,
-    first_slots: Vec<(u32, u32)>,
-    bins: Vec<Bin>,
-    length: f64,
-    width: f64,
-    mean: f64,
 }
 
 /// The background.
@@ -146,15 +114,15 @@ impl Mix {
                 tape = Tape::new(*speed, *begin);
             }
             Background::Table(spec) => {
-                let table = table.cloned().unwrap_or_default();
-                let of = Recorded::new(spec, &table, schema, values);
-                rate = spec.rate.unwrap_or(of.mean);
+                let nothing = Table::default();
+                let of = Recorded::new(spec, table.unwrap_or(&nothing), schema, values);
+                rate = spec.rate.unwrap_or_else(|| of.mean());
                 clients = of.slots();
                 tape = Tape::new(spec.speed, spec.begin);
                 recorded = Some(of);
             }
         }
-        let is_recorded = |id| recorded.as_ref().is_some_and(|of| of.ids.contains(&id));
+        let is_recorded = |id| recorded.as_ref().is_some_and(|of: &Recorded| of.has(id));
         if !named.contains(&"service") && !is_recorded(AttributeId::SERVICE) {
             let services = scenario.services.iter();
             let choices = services.map(|(name, weight)| (name.to_string(), *weight));
@@ -181,16 +149,11 @@ impl Mix {
         let position = self.tape.position(t);
         let mut moment = Moment {
             rate: self.rate,
-            bins: (0, 0),
-            between: 0.0,
+            between: Between::default(),
         };
         if let Some(recorded) = &self.recorded {
-            let (bins, between) = recorded.place(position);
-            moment.bins = bins;
-            moment.between = between;
-            let rate = |at: usize| recorded.bins.get(at).map_or(0.0, |bin| bin.rate);
-            let now = rate(bins.0) + (rate(bins.1) - rate(bins.0)) * between;
-            moment.rate = now / recorded.mean * self.rate;
+            moment.between = recorded.between(position);
+            moment.rate = recorded.rate(&moment.between) / recorded.mean() * self.rate;
         }
         if let Some(shape) = &self.shape {
             moment.rate = self.rate * shape.factor(position);
@@ -201,7 +164,7 @@ impl Mix {
     /// Draws who sends the next request.
     pub(super) fn client(&self, moment: &Moment, random: &mut Random) -> Client {
         if let Some(recorded) = &self.recorded {
-            let (leaf, clients) = recorded.leaf(moment, random.bits(), random.unit());
+            let (leaf, clients) = recorded.leaf(&moment.between, random.bits(), random.unit());
             let rank = self
                 .ranks
                 .sender(f64::from(clients).max(1.0), random.bits());
@@ -229,7 +192,7 @@ impl Mix {
     /// Makes a client of the same kind that is not in the population.
     pub(super) fn stranger(&self, moment: &Moment, seed: u64) -> Client {
         let leaf = self.recorded.as_ref().map_or(0, |recorded| {
-            recorded.leaf(moment, mix(seed ^ 0x1EAF), 1.0).0
+            recorded.leaf(&moment.between, mix(seed ^ 0x1EAF), 1.0).0
         });
         Client {
             seed,
@@ -246,7 +209,7 @@ impl Mix {
     /// Returns requests per second of everybody, in the mean, and of one client.
     pub(super) fn usual(&self) -> f64 {
         match &self.recorded {
-            Some(_) => 1.0 / TABLE_INTERVAL_S,
+            Some(_) => 1.0 / INTERVAL_S,
             None => self.rate / f64::from(self.clients),
         }
     }
@@ -283,11 +246,7 @@ impl Mix {
     pub(super) fn share(&self, values: &Values, when: &When) -> f64 {
         let mut facts = RequestFacts::new(values.key(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let mut share = 1.0;
-        let is_recorded = |id| {
-            self.recorded
-                .as_ref()
-                .is_some_and(|of| of.ids.contains(&id))
-        };
+        let is_recorded = |id| self.recorded.as_ref().is_some_and(|of| of.has(id));
         for (id, condition) in &when.conditions {
             if id.is_address() {
                 const SAMPLED: u32 = 4096;
@@ -315,8 +274,8 @@ impl Mix {
             return share;
         };
         let mut held = 0.0;
-        for (leaf, weight) in recorded.shares.iter().enumerate() {
-            recorded.dress(values, leaf as u32, &mut facts);
+        for (leaf, weight) in recorded.shares() {
+            recorded.dress(values, leaf, &mut facts);
             let of_leaf = when.conditions.iter().filter(|(id, _)| is_recorded(*id));
             let mut of_leaf = of_leaf.map(|(id, condition)| condition.holds(*id, &facts));
             if of_leaf.all(|holds| holds) {
@@ -374,202 +333,4 @@ pub(super) fn address_of(client: &Client) -> IpAddr {
 pub(super) fn address(bits: u64) -> IpAddr {
     let host = below(bits, 0xB000_0000) as u32;
     IpAddr::V4(Ipv4Addr::from_bits(0x0B00_0000 + host))
-}
-
-impl Recorded {
-    fn new(spec: &TableSpec, table: &Table, schema: &Schema, values: &mut Values) -> Self {
-        let ids: Vec<AttributeId> = table
-            .attributes
-            .iter()
-            .filter_map(|name| schema.id(name))
-            .collect();
-        let is_who: Vec<bool> = ids
-            .iter()
-            .map(|id| schema.spec(*id).is_some_and(|spec| spec.side == Side::Who))
-            .collect();
-        let of_texts: Vec<Vec<ValueId>> = ids
-            .iter()
-            .zip(&table.texts)
-            .map(|(id, texts)| {
-                let add = |text: &String| match text.as_str() {
-                    "" => ABSENT,
-                    text => values.add(*id, text),
-                };
-                texts.iter().map(add).collect()
-            })
-            .collect();
-        let mut places = std::collections::HashMap::new();
-        let mut leaf_values = Vec::with_capacity(table.leaves.len() * ids.len());
-        let mut masks = Vec::with_capacity(table.leaves.len());
-        let mut whos = Vec::with_capacity(table.leaves.len());
-        let mut who_leaves = Vec::new();
-        for (at, leaf) in table.leaves.iter().enumerate() {
-            let of_leaf: Vec<ValueId> = leaf
-                .iter()
-                .zip(&of_texts)
-                .map(|(text, values)| values.get(*text as usize).copied().unwrap_or(ABSENT))
-                .collect();
-            let mut mask = Mask::MAX;
-            for (id, value) in ids.iter().zip(&of_leaf) {
-                mask &= match values.get(*value) {
-                    Some((_, fits)) => fits,
-                    None => values.fits_without(|other| other != *id, schema),
-                };
-            }
-            let who: Vec<ValueId> = of_leaf
-                .iter()
-                .zip(&is_who)
-                .filter(|(_, is_who)| **is_who)
-                .map(|(value, _)| *value)
-                .collect();
-            let next = who_leaves.len() as u32;
-            let who = *places.entry(who).or_insert(next);
-            if who == next {
-                who_leaves.push(at as u32);
-            }
-            leaf_values.extend(of_leaf);
-            masks.push(mask);
-            whos.push(who);
-        }
-        let total: f64 = table
-            .bins
-            .iter()
-            .flat_map(|(_, rows)| rows)
-            .map(|(_, n)| f64::from(*n))
-            .sum();
-        let length = match (table.bins.first(), table.bins.last()) {
-            (Some((first, _)), Some((last, _))) => last - first + table.width,
-            _ => table.width,
-        };
-        let mean = total / length.max(1.0);
-        let scale = spec.rate.unwrap_or(mean) / mean.max(f64::MIN_POSITIVE);
-        let mut shares = vec![0.0; masks.len()];
-        let mut most = vec![1.0_f64; who_leaves.len()];
-        let start = table.bins.first().map_or(0.0, |(first, _)| *first);
-        let mut bins = Vec::with_capacity(table.bins.len());
-        for (begins, rows) in &table.bins {
-            let mut who_rates = vec![0.0; 0];
-            who_rates.resize(who_leaves.len(), 0.0);
-            for (leaf, events) in rows {
-                let at = *leaf as usize;
-                if let (Some(share), Some(who)) = (shares.get_mut(at), whos.get(at)) {
-                    *share += f64::from(*events) / total;
-                    if let Some(rate) = who_rates.get_mut(*who as usize) {
-                        *rate += f64::from(*events) / table.width * scale;
-                    }
-                }
-            }
-            let clients = |leaf: u32| {
-                let who = whos.get(leaf as usize).copied().unwrap_or(0);
-                let rate = who_rates.get(who as usize).copied().unwrap_or(0.0);
-                (rate * TABLE_INTERVAL_S).ceil().max(1.0)
-            };
-            for (leaf, _) in rows {
-                let who = whos.get(*leaf as usize).copied().unwrap_or(0);
-                if let Some(most) = most.get_mut(who as usize) {
-                    *most = most.max(clients(*leaf));
-                }
-            }
-            let weights: Vec<f64> = rows.iter().map(|(_, events)| f64::from(*events)).collect();
-            bins.push(Bin {
-                begins: begins - start,
-                rate: weights.iter().sum::<f64>() / table.width,
-                alias: Alias::new(&weights),
-                rows: rows
-                    .iter()
-                    .map(|(leaf, _)| (*leaf, clients(*leaf) as f32))
-                    .collect(),
-            });
-        }
-        let mut first = 0;
-        let first_slots = most
-            .iter()
-            .zip(&who_leaves)
-            .map(|(most, leaf)| {
-                let slot = (first, *leaf);
-                first += *most as u32;
-                slot
-            })
-            .chain(std::iter::once((0, 0)))
-            .collect::<Vec<_>>();
-        let mut first_slots = first_slots;
-        if let Some(end) = first_slots.last_mut() {
-            *end = (first, 0);
-        }
-        Self {
-            ids,
-            values: leaf_values,
-            masks,
-            shares,
-            whos,
-            first_slots,
-            bins,
-            length,
-            width: table.width,
-            mean,
-        }
-    }
-
-    fn slots(&self) -> u32 {
-        self.first_slots.last().map_or(1, |(end, _)| *end)
-    }
-
-    fn slot(&self, leaf: u32, rank: u32) -> u32 {
-        let who = self.whos.get(leaf as usize).copied().unwrap_or(0) as usize;
-        self.first_slots.get(who).map_or(0, |(first, _)| *first) + rank
-    }
-
-    fn leaf_of_slot(&self, slot: u32) -> u32 {
-        let whos = self.first_slots.len().saturating_sub(1);
-        let slots = self.first_slots.get(..whos).unwrap_or_default();
-        let after = slots.partition_point(|(first, _)| *first <= slot);
-        slots
-            .get(after.saturating_sub(1))
-            .map_or(0, |(_, leaf)| *leaf)
-    }
-
-    /// Returns the bins around a position, counted from their middles, and how far it is between.
-    fn place(&self, position: f64) -> ((usize, usize), f64) {
-        let position = (position - self.width / 2.0).rem_euclid(self.length);
-        let after = self.bins.partition_point(|bin| bin.begins <= position);
-        let at = after.saturating_sub(1);
-        let next = if after < self.bins.len() { after } else { 0 };
-        let begins = self.bins.get(at).map_or(0.0, |bin| bin.begins);
-        let ends = match self.bins.get(next) {
-            Some(bin) if next > at => bin.begins,
-            _ => self.length,
-        };
-        let between = (position - begins) / (ends - begins).max(f64::MIN_POSITIVE);
-        ((at, next), between.clamp(0.0, 1.0))
-    }
-
-    /// Draws a leaf of a moment; returns it and the clients of its who.
-    fn leaf(&self, moment: &Moment, bits: u64, which: f64) -> (u32, f32) {
-        let (a, b) = moment.bins;
-        let rate = |at: usize| self.bins.get(at).map_or(0.0, |bin| bin.rate);
-        let later = rate(b) * moment.between;
-        let earlier = rate(a) * (1.0 - moment.between);
-        let bin = if which * (earlier + later) < later {
-            b
-        } else {
-            a
-        };
-        let row = self
-            .bins
-            .get(bin)
-            .and_then(|bin| bin.rows.get(bin.alias.choose(bits)));
-        row.copied().unwrap_or((0, 1.0))
-    }
-
-    fn dress<'a>(&self, values: &'a Values, leaf: u32, facts: &mut RequestFacts<'a>) -> Mask {
-        let from = leaf as usize * self.ids.len();
-        let of_leaf = self.values.get(from..from + self.ids.len());
-        for (id, value) in self.ids.iter().zip(of_leaf.unwrap_or_default()) {
-            match values.get(*value) {
-                Some((value, _)) => facts.set_prehashed(*id, value),
-                None => facts.unset(*id),
-            }
-        }
-        self.masks.get(leaf as usize).copied().unwrap_or(0)
-    }
 }

@@ -323,8 +323,7 @@ impl Reading<'_> {
         let clients = match fields.get("clients") {
             Some(node) => self.reader.whole("clients", node, 1..=CLIENTS_MAX),
             None => rate.flatten().map(|rate| {
-                (rate * super::background::INTERVAL_DEFAULT_S).clamp(1.0, f64::from(CLIENTS_MAX))
-                    as u32
+                (rate * super::background::INTERVAL_S).clamp(1.0, f64::from(CLIENTS_MAX)) as u32
             }),
         };
         let attributes = match fields.get("attributes") {
@@ -553,8 +552,8 @@ impl Reading<'_> {
             ramp: ramp?,
             growth: growth?,
             source: source?,
-            clients: clients?,
-            addresses: addresses?,
+            clients,
+            addresses,
             instances: instances?,
             pulse: pulse?,
             cycle: cycle?,
@@ -594,11 +593,10 @@ impl Reading<'_> {
         }
     }
 
-    fn whole(&mut self, fields: Fields<'_>, key: &str) -> Option<Option<u32>> {
-        match fields.get(key) {
-            Some(node) => self.reader.whole(key, node, 1..=CLIENTS_MAX).map(Some),
-            None => Some(None),
-        }
+    /// `None`: not given, or a problem was said and the file is refused anyway.
+    fn whole(&mut self, fields: Fields<'_>, key: &str) -> Option<u32> {
+        let node = fields.get(key)?;
+        self.reader.whole(key, node, 1..=CLIENTS_MAX)
     }
 
     fn source(&mut self, fields: Fields<'_>, kind: Kind) -> Option<Source> {

@@ -12,8 +12,8 @@ use super::scenario::add_attribute;
 
 /// The most rows: 20 million × 8 B = 160 MB.
 const ROWS_MAX: usize = 20_000_000;
-/// The most combinations of values: 4 million × about 100 B.
-const LEAVES_MAX: usize = 4_000_000;
+/// The most combinations of values: 1 million × about 300 B.
+const LEAVES_MAX: usize = 1_000_000;
 /// The most bins: a year of minutes.
 const BINS_MAX: usize = 600_000;
 /// The longest line.
@@ -53,6 +53,7 @@ pub struct TableReader {
     bins: BTreeMap<i64, HashMap<u32, f64>>,
     rows: usize,
     problems: Vec<Problem>,
+    is_over: bool,
 }
 
 impl TableReader {
@@ -70,6 +71,7 @@ impl TableReader {
             bins: BTreeMap::new(),
             rows: 0,
             problems: Vec::new(),
+            is_over: false,
         }
     }
 
@@ -88,7 +90,7 @@ impl TableReader {
         if !line.is_empty() {
             self.row(line);
         }
-        self.problems.len() < PROBLEMS_MAX
+        !self.is_over && self.problems.len() < PROBLEMS_MAX
     }
 
     fn problem(&mut self, column: u32, text: &str) {
@@ -98,6 +100,12 @@ impl TableReader {
         };
         self.problems
             .push(Problem::new(mark.in_file(&self.path), text));
+    }
+
+    /// Adds a problem after which nothing more is read.
+    fn give_up(&mut self, text: &str) {
+        self.problem(1, text);
+        self.is_over = true;
     }
 
     fn header(&mut self, line: &str) {
@@ -156,14 +164,9 @@ impl TableReader {
             return;
         }
         if self.rows >= ROWS_MAX {
-            self.problem(
-                1,
-                &format!("there are more than {ROWS_MAX} rows; write longer bins"),
-            );
-            // Nothing more is read, however many problems there are.
-            let last = self.problems.last().cloned();
-            self.problems
-                .extend(last.into_iter().cycle().take(PROBLEMS_MAX));
+            self.give_up(&format!(
+                "there are more than {ROWS_MAX} rows; write longer bins"
+            ));
             return;
         }
         let (mut moment, mut events) = (None, None);
@@ -190,15 +193,12 @@ impl TableReader {
                     continue;
                 };
                 let cell = cell.trim();
-                let place = match places.get(cell) {
-                    Some(place) => *place,
-                    None => {
-                        let place = texts.len() as u32;
-                        places.insert(cell.to_owned(), place);
-                        texts.push(cell.to_owned());
-                        place
-                    }
-                };
+                let next = texts.len() as u32;
+                let place = places.get(cell).copied().unwrap_or(next);
+                if place == next {
+                    places.insert(cell.to_owned(), place);
+                    texts.push(cell.to_owned());
+                }
                 leaf.push(place);
             }
             column += cell.chars().count() as u32 + 1;
@@ -213,7 +213,9 @@ impl TableReader {
         let leaf = match self.leaves.get(&leaf) {
             Some(at) => *at,
             None if next >= LEAVES_MAX => {
-                self.problem(1, &format!("there are more than {LEAVES_MAX} combinations of values; leave out a column"));
+                self.give_up(&format!(
+                    "there are more than {LEAVES_MAX} combinations of values; leave out a column"
+                ));
                 return;
             }
             None => {
@@ -223,10 +225,9 @@ impl TableReader {
             }
         };
         if self.bins.len() >= BINS_MAX && !self.bins.contains_key(&(moment as i64)) {
-            self.problem(
-                1,
-                &format!("there are more than {BINS_MAX} bins; write longer ones"),
-            );
+            self.give_up(&format!(
+                "there are more than {BINS_MAX} bins; write longer ones"
+            ));
             return;
         }
         self.rows += 1;

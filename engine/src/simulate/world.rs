@@ -3,23 +3,24 @@
 //! policy, recorders and detector are those of the proxy.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::background::{Mix, Moment, address_of, born, instance_of};
+use super::background::{Mix, Moment};
 use super::course::Shape;
-use super::draw::{below, poisson};
-use super::load::{Stream, holds};
+use super::draw::below;
+use super::load::Stream;
 use super::outcome::Outcome;
-use super::scenario::{Background, Draws, Instances, Kind, Scenario};
-use super::score::{Score, Whose};
+use super::scenario::{Background, Draws, Scenario};
+use super::score::Score;
+use super::sending::Sending;
 use super::table::Table;
-use super::values::{Mask, Values};
+use super::upstream::Upstream;
+use super::values::Values;
 use crate::attribute::{AttributeId, Schema};
 use crate::detect::{Detector, Stress};
 use crate::policy::{Policy, PolicyParts};
-use crate::request::{HashKey, RequestFacts};
+use crate::request::HashKey;
 use crate::rules::Rules;
 use crate::service::{Priority, ServiceSpec};
 use crate::source::Source;
@@ -31,7 +32,7 @@ use crate::verdict::Verdict;
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// Requests per second and worker, at most.
-const WORKER_RATE: f64 = 100_000.0;
+const WORKER_RATE: f64 = 80_000.0;
 const WORKERS_MAX: usize = 16;
 
 /// What a scenario needs that stands in other files.
@@ -45,36 +46,6 @@ pub struct Inputs {
     pub rules: Rules,
     /// The attributes that rules, table and scenario speak of.
     pub schema: Schema,
-}
-
-/// The queue in front of the upstream.
-#[derive(Debug)]
-struct Upstream {
-    /// Requests per second; infinite where there is no bound.
-    capacity: f64,
-    waiting: f64,
-    suffers: bool,
-}
-
-/// The upstream answers what waits no longer than this; the rest fails.
-const WAIT_MAX_S: f64 = 1.0;
-
-/// An upstream suffers when its answers take three times as long as the usual 50 ms.
-const SUFFERING_S: f64 = 0.15;
-
-impl Upstream {
-    /// Takes what was let through in a tick; returns the share of it that fails.
-    fn serve(&mut self, requests: f64, seconds: f64) -> f64 {
-        self.waiting = (self.waiting + requests - self.capacity * seconds).max(0.0);
-        let failed = (self.waiting - self.capacity * WAIT_MAX_S).max(0.0);
-        self.waiting -= failed;
-        self.suffers = self.waiting > self.capacity * SUFFERING_S;
-        if requests > 0.0 {
-            failed / requests
-        } else {
-            0.0
-        }
-    }
 }
 
 /// A scenario on its way.
@@ -142,7 +113,7 @@ impl Simulation {
         let members = streams.iter().map(Stream::member_slots).collect();
         let peak: f64 =
             mix.moment(0.0).rate + scenario.events.iter().map(|event| event.rate).sum::<f64>();
-        let workers = ((peak / WORKER_RATE) as usize + 2).min(WORKERS_MAX);
+        let workers = ((peak / WORKER_RATE) as usize + 1).min(WORKERS_MAX);
         let traffic = Traffic::new(&schema, workers, scenario.seed);
         let recorders = (0..workers).filter_map(|at| traffic.recorder(at)).collect();
         let detector = Detector::new(
@@ -180,11 +151,7 @@ impl Simulation {
             policy: Policy::compile(parts, None, now, wall(now)),
             random: Random::from_seed(scenario.seed ^ 0x51),
             score: Score::new(scenario.events.len()),
-            upstream: Upstream {
-                capacity: scenario.capacity.unwrap_or(f64::INFINITY),
-                waiting: 0.0,
-                suffers: false,
-            },
+            upstream: Upstream::new(scenario.capacity),
             first_seen: vec![f32::INFINITY; slots],
             known_after: known_after(&scenario),
             t: -trained,
@@ -243,207 +210,90 @@ impl Simulation {
         let failed = self.upstream.serve(passed, seconds);
         self.score.fail(failed);
         self.now = self.now + TICK;
-        let stress = if self.upstream.suffers {
+        let stress = if self.upstream.suffers() {
             Stress::on(
                 self.services
                     .iter()
-                    .map(|it| Arc::clone(&it.name))
+                    .map(|service| Arc::clone(&service.name))
                     .collect(),
             )
         } else {
             Stress::none()
         };
         let tick = self.detector.tick(&self.traffic, &stress, self.now);
-        let t = self.t + seconds;
         if tick.rules_changed {
-            let detected = self.detector.rules(wall(self.now), self.now);
-            self.score.note(&detected, t);
-            self.generation += 1;
-            let mut rules = self.rules.rules.clone();
-            rules.extend(detected);
-            let parts = PolicyParts {
-                schema: Arc::clone(&self.schema),
-                services: Arc::clone(&self.services),
-                rules,
-                limits: self.rules.limits.clone(),
-                generation: self.generation,
-            };
-            self.policy = Policy::compile(parts, Some(&self.policy), self.now, wall(self.now));
+            self.publish();
         }
     }
 
-    /// Sends all requests of a tick, in random order, evenly over its time. Returns how many were let
-    /// through.
+    /// Puts the rules of the folder and the detector's in force.
+    fn publish(&mut self) {
+        let detected = self.detector.rules(wall(self.now), self.now);
+        self.score.note(&detected, self.t + TICK.as_secs_f64());
+        self.generation += 1;
+        let mut rules = self.rules.rules.clone();
+        rules.extend(detected);
+        let parts = PolicyParts {
+            schema: Arc::clone(&self.schema),
+            services: Arc::clone(&self.services),
+            rules,
+            limits: self.rules.limits.clone(),
+            generation: self.generation,
+        };
+        self.policy = Policy::compile(parts, Some(&self.policy), self.now, wall(self.now));
+    }
+
+    /// Sends all requests of a tick, evenly over its time. Returns how many were let through.
     fn send(&mut self, moment: &Moment) -> f64 {
-        let Self {
-            values,
-            mix,
-            streams,
-            members,
-            random,
-            recorders,
-            policy,
-            first_seen,
-            known_after,
-            score,
-            now,
-            t,
-            ..
-        } = self;
-        let (values, mix, streams) = (&*values, &*mix, &*streams);
-        let seconds = TICK.as_secs_f64();
-        let middle = *t + seconds / 2.0;
-        let mut left: Vec<usize> = vec![poisson(moment.rate * seconds, random) as usize];
-        for stream in streams {
-            let rate = if stream.event.kind == Kind::Rollout {
-                0.0
-            } else {
-                stream.event.rate_at(middle)
-            };
-            left.push(poisson(rate * seconds, random) as usize);
-        }
-        let all: usize = left.iter().sum();
-        let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let mut normal = RequestFacts::new(values.key(), nowhere);
-        let mut of_streams: Vec<RequestFacts<'_>> = streams
-            .iter()
-            .map(|_| RequestFacts::new(values.key(), nowhere))
-            .collect();
-        let judged = policy.rules().next().is_some() || policy.limits().next().is_some();
-        let affected = score.affected(streams, middle);
-        let rollouts: Vec<usize> = (0..streams.len())
-            .filter(|at| {
-                streams
-                    .get(*at)
-                    .is_some_and(|stream| stream.event.kind == Kind::Rollout)
-            })
-            .collect();
+        let middle = self.t + TICK.as_secs_f64() / 2.0;
+        let sending = Sending {
+            values: &self.values,
+            mix: &self.mix,
+            streams: &self.streams,
+            members: &self.members,
+            moment,
+            middle,
+            affected: self.score.affected(&self.streams, middle),
+            known_after: self.known_after,
+        };
+        let judged = self.policy.rules().next().is_some() || self.policy.limits().next().is_some();
+        let is_played = self.t > -1e-9;
+        let mut facts = sending.facts();
+        let mut lots = sending.lots(TICK.as_secs_f64(), &mut self.random);
+        let all = lots.left();
         let mut passed = 0_u64;
         for at in 0..all {
-            let mut drawn = below(random.bits(), all - at);
-            let mut which = 0;
-            for (place, left) in left.iter_mut().enumerate() {
-                if drawn < *left {
-                    *left -= 1;
-                    which = place;
-                    break;
-                }
-                drawn -= *left;
-            }
-            let (facts, whose): (&RequestFacts<'_>, Whose) = if which == 0 {
-                let client = mix.client(moment, random);
-                let mut mask = mix.dress(values, &client, random, &mut normal);
-                let moved = rollouts
-                    .iter()
-                    .filter_map(|at| streams.get(*at))
-                    .find(|stream| stream.takes_part(&normal) && stream.has_moved(&client, middle));
-                let place = moved.and_then(|moved| {
-                    streams
-                        .iter()
-                        .position(|stream| std::ptr::eq(stream, moved))
-                });
-                let facts = match (moved, place.and_then(|at| of_streams.get_mut(at))) {
-                    (Some(moved), Some(facts)) => {
-                        mix.dress(values, &client, random, facts);
-                        moved.convert(values, facts);
-                        mask = fitting(streams, affected, facts);
-                        facts
-                    }
-                    _ => &mut normal,
-                };
-                facts.come_from(address_of(&client));
-                facts.set_secret(AttributeId::INSTANCE, &instance_of(&client, middle));
-                let mut whose = Whose::Normal { mask, known: 0 };
-                if mask != 0
-                    && let Some(slot) = client.slot
-                    && let Some(first) = first_seen.get_mut(slot as usize)
-                {
-                    if !first.is_finite() || f64::from(*first) < born(&client, middle) {
-                        *first = middle as f32;
-                    }
-                    whose = Whose::Normal {
-                        mask,
-                        known: known(streams, *first, *known_after),
-                    };
-                    let loops = |at: &usize| {
-                        members.get(*at).is_some_and(|slots| slots.contains(&slot))
-                            && streams.get(*at).is_some_and(|stream| {
-                                stream.event.instances == Instances::Known
-                                    && stream.event.kind == Kind::Surge
-                                    && stream.event.rate_at(middle) > 0.0
-                            })
-                    };
-                    if let Some(at) = (0..streams.len()).find(loops) {
-                        whose = Whose::Surge(at);
-                    }
-                }
-                (facts, whose)
-            } else {
-                let at = which - 1;
-                let (Some(stream), Some(facts)) = (streams.get(at), of_streams.get_mut(at)) else {
-                    continue;
-                };
-                stream.request(mix, values, moment, middle, random, facts);
-                let whose = if stream.event.kind == Kind::Surge {
-                    Whose::Surge(at)
-                } else {
-                    let mask = fitting(streams, affected, facts);
-                    Whose::Crowd { at, mask }
-                };
-                (facts, whose)
+            let (facts, whose) = match lots.draw(&mut self.random) {
+                0 => sending.of_background(&mut facts, &mut self.first_seen, &mut self.random),
+                event => sending.of_event(event - 1, &mut facts, &mut self.random),
             };
-            let instant = *now + TICK.mul_f64(at as f64 / all as f64);
-            let standing = if judged {
-                match policy.decide(facts, instant) {
-                    Verdict::Forward => Standing::Passed,
-                    Verdict::Allow { .. } => Standing::Exempt,
-                    _ => Standing::Refused,
-                }
-            } else {
-                Standing::Passed
+            let Some(facts) = facts else { continue };
+            let instant = self.now + TICK.mul_f64(at as f64 / all as f64);
+            let standing = match judged.then(|| self.policy.decide(facts, instant)) {
+                None | Some(Verdict::Forward) => Standing::Passed,
+                Some(Verdict::Allow { .. }) => Standing::Exempt,
+                Some(_) => Standing::Refused,
             };
-            let worker = below(random.bits(), recorders.len());
-            if let Some(recorder) = recorders.get(worker) {
+            let worker = below(self.random.bits(), self.recorders.len());
+            if let Some(recorder) = self.recorders.get(worker) {
                 recorder.record(facts, Arrival { standing });
             }
             let refused = standing == Standing::Refused;
             passed += u64::from(!refused);
-            if *t >= -1e-9 {
-                score.count(whose, refused, affected);
+            if is_played {
+                self.score.count(whose, refused, sending.affected);
             } else {
-                score.trained += 1;
+                self.score.trained += 1;
             }
         }
         passed as f64
     }
 }
 
-/// Returns which of the events in `affected` have a source that fits a request.
-fn fitting(streams: &[Stream], affected: Mask, facts: &RequestFacts<'_>) -> Mask {
-    let mut mask = 0;
-    for (at, stream) in streams.iter().enumerate() {
-        if affected & (1 << at) != 0 && holds(&stream.when, facts) {
-            mask |= 1 << at;
-        }
-    }
-    mask
-}
-
 /// Returns after how many seconds an instance counts as known: the detector takes it for that after
 /// one to two settle periods, which are 2 s to 30 s by the warm-up.
 fn known_after(scenario: &Scenario) -> f64 {
     2.0 * (scenario.detection.warmup.as_secs_f64() / 4.0).clamp(2.0, 30.0)
-}
-
-/// Returns the events before which an instance was known that was first seen at `first` seconds.
-fn known(streams: &[Stream], first: f32, known_after: f64) -> Mask {
-    let mut mask = 0;
-    for (at, stream) in streams.iter().enumerate() {
-        if f64::from(first) + known_after <= stream.event.from.as_secs_f64() {
-            mask |= 1 << at;
-        }
-    }
-    mask
 }
 
 /// The time of day at an instant of the simulation.
