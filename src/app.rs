@@ -31,7 +31,7 @@ use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
 use crate::settings::{Settings, Workers};
-use crate::state;
+use crate::state::{self, DetectorFile, DetectorWriter};
 use crate::vitals::Vitals;
 
 /// How long a drain may take.
@@ -172,6 +172,12 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let inflight = InflightBoard::new(workers, services);
     let (drain, draining) = watch::channel(false);
     let (reload, reloads) = mpsc::channel(1);
+    let detector_file = DetectorFile::new(&settings.state, &key);
+    let mut detector = Detector::new(Arc::clone(&schema), detection, seed);
+    detector.set_clock(clock.wall(), clock.now());
+    detector_file.restore(&mut detector);
+    let detector_writer =
+        DetectorWriter::start(detector_file).context("start the thread that keeps state")?;
     let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
 
     let control = ControlParts {
@@ -183,7 +189,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         metrics: Arc::clone(&metrics),
         traffic: Arc::clone(&traffic),
         vitals: Arc::clone(&vitals),
-        detector: Detector::new(Arc::clone(&schema), detection, seed),
+        detector,
+        detector_writer: Some(detector_writer),
         listeners,
     };
     let board = Arc::clone(&inflight);
@@ -266,6 +273,7 @@ fn run_control(
         while reloads.recv().await.is_some() {
             control.borrow_mut().reload();
         }
+        control.borrow_mut().finish();
         Ok(())
     })
 }

@@ -132,6 +132,7 @@ impl Detector {
             || suspicion
                 .searched
                 .is_none_or(|at| now.since(at) >= SEARCH_EVERY);
+        let rules = self.measures.len();
         let acted = due && {
             suspicion.searched = Some(now);
             self.look_into(&mut suspicion, &services, stress, now)
@@ -142,7 +143,7 @@ impl Detector {
         } else {
             self.suspicion = Some(suspicion);
         }
-        acted
+        acted || self.measures.len() != rules
     }
 
     fn alarms(&mut self) -> Vec<Alarm> {
