@@ -166,6 +166,14 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let (publisher, policy) = handover(Policy::compile(parts, None, clock.now(), clock.wall()));
     let seed = state::random_u64().context("draw a random number")?;
     let traffic = Arc::new(Traffic::new(&schema, workers, seed));
+    let left_out = traffic.columns().left_out(&schema);
+    if !left_out.is_empty() {
+        tracing::warn!(
+            attributes = left_out.join(", "),
+            "these attributes take no part in detection, for there is room for nine of your own; name \
+             what tells sources apart first in `identity.attributes`"
+        );
+    }
     let services = settings.services.len();
     let vitals = Vitals::new(services);
     let admission = Admission::new(settings.services.iter().map(|s| s.concurrency.max));

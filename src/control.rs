@@ -29,7 +29,7 @@ use crate::settings::Settings;
 use crate::state::DetectorWriter;
 use crate::vitals::Vitals;
 
-/// How often what the detector has learnt is kept.
+/// How often what the detector has learnt is kept, while there is no alarm.
 const KEEP_EVERY: Duration = Duration::from_mins(1);
 
 /// How often the detector looks at the traffic.
@@ -143,7 +143,7 @@ impl Control {
         for event in &tick.events {
             self.tell(event);
         }
-        if began.since(self.kept) >= KEEP_EVERY {
+        if began.since(self.kept) >= KEEP_EVERY && !self.parts.detector.is_alarmed() {
             self.kept = began;
             let detector = &mut self.parts.detector;
             detector.set_clock(self.parts.clock.wall(), began);

@@ -65,12 +65,12 @@ pub fn identity_key(folder: &Path) -> io::Result<HashKey> {
 
 fn make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let bytes = random_bytes::<KEY_BYTES>()?;
-    write_whole(path, &bytes)?;
+    write_whole(path, &[&bytes])?;
     Ok(bytes)
 }
 
 /// Writes a file whole or not at all, for its owner only: to another name first, then in place.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_whole(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}", std::process::id()));
     let mut file = fs::OpenOptions::new()
@@ -79,7 +79,9 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&draft)?;
-    file.write_all(bytes)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
     file.sync_all()?;
     fs::rename(&draft, path)
 }

@@ -83,8 +83,7 @@ impl DetectorFile {
     }
 
     fn write(&self, snapshot: &[u8]) -> io::Result<()> {
-        let bytes = [&self.check, snapshot].concat();
-        write_whole(&self.path, &bytes)
+        write_whole(&self.path, &[&self.check, snapshot])
     }
 }
 
@@ -102,14 +101,14 @@ impl DetectorWriter {
     ///
     /// The system has no thread to give.
     pub fn start(file: DetectorFile) -> io::Result<Self> {
-        let (snapshots, waiting) = sync_channel(1);
+        let (snapshots, waiting) = sync_channel(0);
         let thread = std::thread::Builder::new()
             .name("state".into())
             .spawn(move || write_all(&file, &waiting))?;
         Ok(Self { snapshots, thread })
     }
 
-    /// Hands a snapshot over; it is left out when the disk is not done with the last one.
+    /// Hands a snapshot over, of which there is one at a time; it is left out when the disk is not done with the last one.
     pub fn write(&self, snapshot: Vec<u8>) {
         if self.snapshots.try_send(snapshot).is_err() {
             tracing::debug!("the last snapshot of the detector is still being written");

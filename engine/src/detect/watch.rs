@@ -91,7 +91,7 @@ impl Detector {
     }
 
     /// Returns whether everybody or a whole service surges, without a rule against it yet.
-    pub(super) fn is_alarmed(&self) -> bool {
+    pub(super) fn is_suspicious(&self) -> bool {
         self.suspicion
             .as_ref()
             .is_some_and(|suspicion| suspicion.wide)
