@@ -114,7 +114,7 @@ pub(super) fn search(
         candidates.truncate(BEAM);
         others.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         others.truncate(OTHERS_MAX + 1);
-        let mut room = BEAM_ROWS_MAX;
+        let mut left = BEAM_ROWS_MAX;
         beam = candidates
             .into_iter()
             .filter_map(|(_, pattern, parent, literal)| {
@@ -127,8 +127,8 @@ pub(super) fn search(
                 })
             })
             .take_while(|node| {
-                let fits = node.rows.len() <= room || room == BEAM_ROWS_MAX;
-                room = room.saturating_sub(node.rows.len());
+                let fits = node.rows.len() <= left || left == BEAM_ROWS_MAX;
+                left = left.saturating_sub(node.rows.len());
                 fits
             })
             .collect();
