@@ -31,7 +31,7 @@ use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
 use crate::settings::{Settings, Workers};
-use crate::state;
+use crate::state::{self, DetectorFile, DetectorWriter};
 use crate::vitals::Vitals;
 
 /// How long a drain may take.
@@ -166,12 +166,26 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let (publisher, policy) = handover(Policy::compile(parts, None, clock.now(), clock.wall()));
     let seed = state::random_u64().context("draw a random number")?;
     let traffic = Arc::new(Traffic::new(&schema, workers, seed));
+    let left_out = traffic.columns().left_out(&schema);
+    if !left_out.is_empty() {
+        tracing::warn!(
+            attributes = left_out.join(", "),
+            "these attributes take no part in detection, for there is room for nine of your own; name \
+             what tells sources apart first in `identity.attributes`"
+        );
+    }
     let services = settings.services.len();
     let vitals = Vitals::new(services);
     let admission = Admission::new(settings.services.iter().map(|s| s.concurrency.max));
     let inflight = InflightBoard::new(workers, services);
     let (drain, draining) = watch::channel(false);
     let (reload, reloads) = mpsc::channel(1);
+    let detector_file = DetectorFile::new(&settings.state, &key);
+    let mut detector = Detector::new(Arc::clone(&schema), detection, seed);
+    detector.set_clock(clock.wall(), clock.now());
+    detector_file.restore(&mut detector);
+    let detector_writer =
+        DetectorWriter::start(detector_file).context("start the thread that keeps state")?;
     let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
 
     let control = ControlParts {
@@ -183,7 +197,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         metrics: Arc::clone(&metrics),
         traffic: Arc::clone(&traffic),
         vitals: Arc::clone(&vitals),
-        detector: Detector::new(Arc::clone(&schema), detection, seed),
+        detector,
+        detector_writer: Some(detector_writer),
         listeners,
     };
     let board = Arc::clone(&inflight);
@@ -266,6 +281,7 @@ fn run_control(
         while reloads.recv().await.is_some() {
             control.borrow_mut().reload();
         }
+        control.borrow_mut().finish();
         Ok(())
     })
 }

@@ -26,7 +26,11 @@ use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
 use crate::rules_folder::{load_rules, load_settings, read};
 use crate::settings::Settings;
+use crate::state::DetectorWriter;
 use crate::vitals::Vitals;
+
+/// How often what the detector has learnt is kept, while there is no alarm.
+const KEEP_EVERY: Duration = Duration::from_mins(1);
 
 /// How often the detector looks at the traffic.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -52,6 +56,8 @@ pub struct ControlParts {
     pub vitals: Arc<Vitals>,
     /// Finds the sources of surges.
     pub detector: Detector,
+    /// Keeps what the detector has learnt; `None` once all is over.
+    pub detector_writer: Option<DetectorWriter>,
     /// Whoever wants to hear of events; one that is behind misses some, one
     /// that is gone is forgotten.
     pub listeners: Vec<SyncSender<Event>>,
@@ -79,6 +85,7 @@ pub struct Control {
     generation: u64,
     reload: Reload,
     published: SystemTime,
+    kept: Instant,
 }
 
 /// How the last reload went.
@@ -93,7 +100,7 @@ pub struct Reload {
 impl Control {
     /// Takes over. The first policy has been published already.
     pub fn new(parts: ControlParts) -> Self {
-        let now = parts.clock.wall();
+        let (began, now) = (parts.clock.now(), parts.clock.wall());
         let services = parts.settings.services.len();
         let control = Self {
             parts,
@@ -104,6 +111,7 @@ impl Control {
                 problems: Vec::new(),
             },
             published: now,
+            kept: began,
         };
         let metrics = &control.parts.metrics;
         metrics.reload_last_successful.set(1);
@@ -135,7 +143,22 @@ impl Control {
         for event in &tick.events {
             self.tell(event);
         }
+        if began.since(self.kept) >= KEEP_EVERY && !self.parts.detector.is_alarmed() {
+            self.kept = began;
+            let detector = &mut self.parts.detector;
+            detector.set_clock(self.parts.clock.wall(), began);
+            if let Some(writer) = &self.parts.detector_writer {
+                writer.write(detector.snapshot());
+            }
+        }
         self.measure(began);
+    }
+
+    /// Keeps what the detector has learnt, for the next start.
+    pub fn finish(&mut self) {
+        if let Some(writer) = self.parts.detector_writer.take() {
+            writer.finish(self.parts.detector.snapshot());
+        }
     }
 
     /// Reads the rules folder again. Rules that are not right change nothing.

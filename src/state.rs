@@ -1,4 +1,7 @@
-//! What is kept under `state`: for now the key under which secrets and attribute values are hashed.
+//! What is kept under `state`: the key under which secrets and attribute values are hashed, and what the
+//! detector has learnt.
+
+mod detector;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -6,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use tidegate_engine::request::HashKey;
+
+pub use detector::{DetectorFile, DetectorWriter};
 
 /// The file of the key, under the state folder. Readable by its owner only.
 const KEY_FILE: &str = "identity.key";
@@ -52,26 +57,33 @@ pub fn identity_key(folder: &Path) -> io::Result<HashKey> {
             );
             io::Error::new(io::ErrorKind::InvalidData, text)
         })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(folder, &path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(&path)?,
         Err(error) => return Err(error),
     };
     Ok(HashKey::from_key(&bytes))
 }
 
-/// Writes a new key whole or not at all: to another name first, then in place.
-fn make_key(folder: &Path, path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+fn make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let bytes = random_bytes::<KEY_BYTES>()?;
-    let draft = folder.join(format!("{KEY_FILE}.{}", std::process::id()));
+    write_whole(path, &[&bytes])?;
+    Ok(bytes)
+}
+
+/// Writes a file whole or not at all, for its owner only: to another name first, then in place.
+fn write_whole(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}", std::process::id()));
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(&draft)?;
-    file.write_all(&bytes)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
     file.sync_all()?;
-    fs::rename(&draft, path)?;
-    Ok(bytes)
+    fs::rename(&draft, path)
 }
 
 #[cfg(test)]

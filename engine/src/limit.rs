@@ -70,6 +70,11 @@ impl LimitSpec {
         self.burst
     }
 
+    /// Returns for how many keys it is.
+    pub fn keys_max(&self) -> usize {
+        self.keys_max
+    }
+
     /// Returns the time in which an empty bucket is full again.
     pub fn window(&self) -> Duration {
         self.interval.saturating_mul(self.burst)

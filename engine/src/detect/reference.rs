@@ -18,8 +18,9 @@ use super::window::Leaf;
 use crate::time::Instant;
 use crate::traffic::{CocoSketch, Columns, LeafKey, Random};
 
-/// Buckets of each sketch: 2 × 32,768 × 80 B = 5 MiB.
-pub(super) const BUCKETS: usize = 1 << 15;
+/// Buckets of the last minutes and of the day: (32,768 + 16,384) × 80 B = 3.75 MiB.
+const BUCKETS: usize = 1 << 15;
+const BUCKETS_OF_DAY: usize = 1 << 14;
 
 /// How much of what is expected the last day says, once it was seen, and in which time it counts half.
 const DAY_SHARE: f64 = 0.3;
@@ -82,7 +83,7 @@ impl Reference {
         };
         Self {
             leaves: CocoSketch::new(BUCKETS),
-            day: CocoSketch::new(BUCKETS),
+            day: CocoSketch::new(BUCKETS_OF_DAY),
             growth: Growth::new(columns),
             season: Season::default(),
             warmup: warmup.as_secs_f64(),

@@ -4,7 +4,7 @@
 //! Little-endian: a magic word, a version, a fingerprint of the schema, then sections with a tag and a
 //! length each (unknown ones are skipped, so that there can be more), and a checksum over all. Values are
 //! in it as keyed hashes only: worth nothing without the key, and nothing under another key. At most
-//! 4.4 MiB of sketches, 1.9 MiB of clients, 2 MiB of who is known: [`BYTES_MAX`].
+//! 3 MiB of sketches (49,152 × 64 B), 1.9 MiB of clients (2 × 8,192 × 120 B), 2 MiB of who is known.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,8 +17,8 @@ use crate::traffic::{COLUMNS_MAX, Columns, KNOWN_WORDS, LeafKey};
 const MAGIC: u64 = u64::from_le_bytes(*b"TGDETECT");
 const VERSION: u16 = 1;
 
-/// The most bytes of a snapshot.
-pub const BYTES_MAX: usize = 16 << 20;
+/// The most bytes of a snapshot that are read.
+pub const BYTES_MAX: usize = 8 << 20;
 
 /// How old a snapshot may be for its level to be still the one to expect.
 const LEVEL_KEPT: Duration = Duration::from_mins(10);

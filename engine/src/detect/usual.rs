@@ -8,8 +8,8 @@ use super::pattern::Pattern;
 use super::window::{CLIENTS_KEPT, Clients, SECOND, SHORT};
 use crate::traffic::LeafKey;
 
-/// The most combinations of who attributes that are kept apart: 8,192 × (160 B + 34 B of index) =
-/// 1.5 MiB, once for instances and once for addresses. Who comes later is part of everybody only.
+/// The most combinations of who attributes that are kept apart: 8,192 × (208 B + 34 B of index) =
+/// 1.9 MiB, once for instances and once for addresses. Who comes later is part of everybody only.
 const ROWS_MAX: usize = 1 << 13;
 
 /// Clients that must have been counted before a mean is used.

@@ -91,7 +91,7 @@ impl Detector {
     }
 
     /// Returns whether everybody or a whole service surges, without a rule against it yet.
-    pub(super) fn is_alarmed(&self) -> bool {
+    pub(super) fn is_suspicious(&self) -> bool {
         self.suspicion
             .as_ref()
             .is_some_and(|suspicion| suspicion.wide)
@@ -132,6 +132,7 @@ impl Detector {
             || suspicion
                 .searched
                 .is_none_or(|at| now.since(at) >= SEARCH_EVERY);
+        let rules = self.measures.len();
         let acted = due && {
             suspicion.searched = Some(now);
             self.look_into(&mut suspicion, &services, stress, now)
@@ -142,7 +143,7 @@ impl Detector {
         } else {
             self.suspicion = Some(suspicion);
         }
-        acted
+        acted || self.measures.len() != rules
     }
 
     fn alarms(&mut self) -> Vec<Alarm> {

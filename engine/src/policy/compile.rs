@@ -12,16 +12,13 @@ use ahash::RandomState;
 
 use super::condition::Clauses;
 use super::matcher::Matcher;
-use super::sparing::{SparingInForce, carry};
+use super::sparing::{Places, SparingInForce, carry};
 use super::{
     LimitCounters, LimitInForce, Policy, PolicyParts, RuleCounters, RuleInForce, Throttle, mix,
 };
 use crate::limit::{KEYS_MAX_DEFAULT, LimitSpec, Limiter};
 use crate::rules::{Action, LimitRule, Rule};
 use crate::time::Instant;
-
-/// Instances that share a detected throttle fairly: 65,536 × 18.3 B = 1.1 MiB a rule.
-const FAIR_KEYS_MAX: usize = 1 << 16;
 
 /// The share of a detected throttle's rate that one instance gets at most, and the least that it may
 /// ask for: a twentieth, so that no loud one takes all; one request in 5 s, so that a small throttle
@@ -59,12 +56,18 @@ impl Policy {
                     .collect()
             })
             .unwrap_or_default();
+        let staying = parts
+            .rules
+            .iter()
+            .filter_map(|rule| old_rules.get(rule.name.as_str()))
+            .map(|old| old.places());
+        let mut places = Places::besides(staying);
         let mut rules: Vec<RuleInForce> = parts
             .rules
             .into_iter()
             .filter_map(|rule| {
                 let old = old_rules.get(rule.name.as_str()).copied();
-                RuleInForce::new(rule, old, now, wall)
+                RuleInForce::new(rule, old, &mut places, now, wall)
             })
             .collect();
         rules.sort_by_key(|rule| rank(&rule.rule.action));
@@ -101,7 +104,13 @@ fn rank(action: &Action) -> u8 {
 
 impl RuleInForce {
     /// Returns `None` for a rule whose time is over.
-    fn new(rule: Rule, old: Option<&Self>, now: Instant, wall: SystemTime) -> Option<Self> {
+    fn new(
+        rule: Rule,
+        old: Option<&Self>,
+        places: &mut Places,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Option<Self> {
         let until = match rule.until {
             Some(until) => {
                 let left = until
@@ -116,24 +125,36 @@ impl RuleInForce {
             || Arc::new(RuleCounters::since(wall)),
             |old| Arc::clone(&old.counters),
         );
-        let sparing = rule
-            .sparing
-            .as_ref()
-            .map(|sparing| SparingInForce::new(sparing, old.and_then(|old| old.sparing.as_ref())));
+        let sparing = rule.sparing.as_ref().map(|sparing| {
+            SparingInForce::new(sparing, old.and_then(|old| old.sparing.as_ref()), places)
+        });
         Some(Self {
             clauses: Clauses::new(&rule.when),
             name_hash: hash_name(rule.name.as_str()),
-            throttle: Throttle::new(&rule, old.and_then(|old| old.throttle.as_ref())),
+            throttle: Throttle::new(&rule, old.and_then(|old| old.throttle.as_ref()), places),
             sparing,
             until,
             counters,
             rule,
         })
     }
+
+    /// Returns the places for instances that it meters, and that it shares fairly.
+    fn places(&self) -> (usize, usize) {
+        let metered = self.sparing.as_ref().map(SparingInForce::metered_max);
+        let fair = self
+            .throttle
+            .as_ref()
+            .and_then(|throttle| throttle.fair.as_ref());
+        (
+            metered.unwrap_or(0),
+            fair.map_or(0, |fair| fair.spec().keys_max()),
+        )
+    }
 }
 
 impl Throttle {
-    fn new(rule: &Rule, old: Option<&Self>) -> Option<Self> {
+    fn new(rule: &Rule, old: Option<&Self>, places: &mut Places) -> Option<Self> {
         let Action::Throttle { rate, burst, per } = &rule.action else {
             return None;
         };
@@ -143,12 +164,10 @@ impl Throttle {
         let fair = rule.sparing.is_some().then(|| {
             let share = (rate.per_second() * FAIR_SHARE).max(FAIR_PER_SECOND_MIN);
             let burst = (share * FAIR_BURST_S).max(1.0) as u32;
-            let spec = LimitSpec::per_second(share, burst, FAIR_KEYS_MAX);
-            carry(
-                old.and_then(|old| old.fair.as_ref()),
-                spec,
-                Limiter::forgetful,
-            )
+            let old = old.and_then(|old| old.fair.as_ref());
+            let keys_max = places.fair(old.map(|old| old.spec().keys_max()));
+            let spec = LimitSpec::per_second(share, burst, keys_max);
+            carry(old, spec, Limiter::forgetful)
         });
         Some(Self {
             per: per.clone(),
@@ -197,4 +216,68 @@ impl Default for LimitCounters {
 fn hash_name(name: &str) -> u64 {
     name.bytes()
         .fold(0, |hash, byte| mix(hash ^ u64::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::attribute::Schema;
+    use crate::rules::{Mode, Origin, Sparing, When};
+    use crate::source::Source;
+    use crate::units::Rate;
+    use crate::verdict::Name;
+
+    fn detected(number: usize) -> Rule {
+        Rule {
+            name: Name::new(&format!("detected-{number}")),
+            when: When::default(),
+            when_text: Source::everybody(),
+            action: Action::Throttle {
+                rate: Rate::new(10, Duration::from_secs(1)).unwrap(),
+                burst: 10,
+                per: Vec::new(),
+            },
+            mode: Mode::Enforce,
+            percent: 100,
+            until: None,
+            reason: None,
+            origin: Origin::Detected,
+            sparing: Some(Sparing {
+                expected_per_second: 10.0,
+                usual_per_instance_per_second: 1.0,
+                familiar: Arc::default(),
+            }),
+        }
+    }
+
+    fn compile(rules: usize, previous: Option<&Policy>) -> Policy {
+        let parts = PolicyParts {
+            schema: Arc::new(Schema::built_in()),
+            services: Arc::from([]),
+            rules: (0..rules).map(detected).collect(),
+            limits: Vec::new(),
+            generation: 1,
+        };
+        Policy::compile(parts, previous, Instant::ZERO, SystemTime::UNIX_EPOCH)
+    }
+
+    /// However many rules come, and in whatever steps: 1,310,720 + 786,432 places.
+    #[test]
+    fn all_detected_rules_together_have_so_many_places_for_instances() {
+        let mut policy = compile(1, None);
+        let first = policy.rules[0].places();
+        for rules in 2..=64 {
+            policy = compile(rules, Some(&policy));
+        }
+        let (metered, fair) = policy
+            .rules
+            .iter()
+            .map(RuleInForce::places)
+            .fold((0, 0), |sum, places| (sum.0 + places.0, sum.1 + places.1));
+        assert!(metered <= 1_310_720 && fair <= 786_432, "{metered}, {fair}");
+        assert_eq!(policy.rules[0].places(), first, "who came first keeps his");
+        assert_eq!(first.0, 1 << 19);
+    }
 }

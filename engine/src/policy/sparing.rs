@@ -34,11 +34,66 @@ const EXPECTED_BURST_S: f64 = 2.0;
 /// The smallest burst of one instance: opening an app is ten requests.
 const LOUD_BURST_MIN: f64 = 10.0;
 
-/// Instances that are metered at once: 524,288 × 18.3 B = 9.1 MiB a rule at most, as they come.
+/// Instances that are metered at once by one rule, and by all rules together, and what a rule gets in
+/// any case: (1,048,576 + 64 × 4,096) × 18.3 B = 23 MiB for 64 rules at most, as they come, and 1 MiB for
+/// what is pushed out of each of the first four.
 ///
-/// Only known ones are metered. With 300,000 of them about 1 in 50 finds no place and is measured in
-/// the limiter's memory of pushed-out keys, where 1 quiet one in 100 is taken for loud.
+/// The first rule gets half of all, each further one half of what is left, for the first incident is
+/// the largest. Only known instances are metered. With 300,000 of them in the first rule about 1 in 50 finds
+/// no place and is measured in the limiter's memory of pushed-out keys, where 1 quiet one in 100 is
+/// taken for loud.
 const METERED_MAX: usize = 1 << 19;
+const METERED_TOTAL: usize = 1 << 20;
+const METERED_MIN: usize = 1 << 12;
+
+/// From how many places on what is pushed out is remembered.
+const REMEMBERED_MIN: usize = 1 << 16;
+
+/// Instances that share a detected throttle fairly, in one rule and in all: (524,288 + 64 × 4,096) ×
+/// 18.3 B = 13.7 MiB at most.
+const FAIR_MAX: usize = 1 << 16;
+const FAIR_TOTAL: usize = 1 << 19;
+const FAIR_MIN: usize = 1 << 12;
+
+/// Places that are left for rules to come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    metered: usize,
+    fair: usize,
+}
+
+impl Places {
+    /// Returns what is left besides those that `taken` walks: places metered and fair of the rules
+    /// that stay.
+    pub(super) fn besides(taken: impl Iterator<Item = (usize, usize)>) -> Self {
+        let all = Self {
+            metered: METERED_TOTAL,
+            fair: FAIR_TOTAL,
+        };
+        taken.fold(all, |left, (metered, fair)| Self {
+            metered: left.metered.saturating_sub(metered),
+            fair: left.fair.saturating_sub(fair),
+        })
+    }
+
+    /// Takes the places of a rule that meters: those that it had, or half of what is left.
+    fn metered(&mut self, had: Option<usize>) -> usize {
+        had.unwrap_or_else(|| {
+            let places = (self.metered / 2).clamp(METERED_MIN, METERED_MAX);
+            self.metered = self.metered.saturating_sub(places);
+            places
+        })
+    }
+
+    /// Takes the places of a throttle that is shared fairly.
+    pub(super) fn fair(&mut self, had: Option<usize>) -> usize {
+        had.unwrap_or_else(|| {
+            let places = (self.fair / 8).clamp(FAIR_MIN, FAIR_MAX);
+            self.fair = self.fair.saturating_sub(places);
+            places
+        })
+    }
+}
 
 /// The instances known from before an incident.
 pub(super) trait Known: Debug + Send + Sync {
@@ -64,13 +119,18 @@ pub(super) struct SparingInForce {
 
 impl SparingInForce {
     /// Puts a sparing in force, with the meters of `previous` where the numbers are the same.
-    pub(super) fn new(sparing: &Sparing, previous: Option<&Self>) -> Self {
+    pub(super) fn new(sparing: &Sparing, previous: Option<&Self>, places: &mut Places) -> Self {
         let loud = LOUD_FACTOR * sparing.usual_per_instance_per_second;
         let usual = LimitSpec::per_second(
             loud,
             (loud * LOUD_BURST_S).max(LOUD_BURST_MIN) as u32,
-            METERED_MAX,
+            places.metered(previous.map(Self::metered_max)),
         );
+        let make = if usual.keys_max() >= REMEMBERED_MIN {
+            Limiter::new
+        } else {
+            Limiter::forgetful
+        };
         let rate = sparing.expected_per_second;
         let expected = (rate > 0.0).then(|| {
             let burst = (rate * EXPECTED_BURST_S).max(1.0) as u32;
@@ -78,12 +138,17 @@ impl SparingInForce {
         });
         Self {
             known: Arc::clone(&sparing.familiar) as Arc<dyn Known>,
-            usual: carry(previous.map(|sparing| &sparing.usual), usual, Limiter::new),
+            usual: carry(previous.map(|sparing| &sparing.usual), usual, make),
             expected: expected.map(|spec| {
                 let previous = previous.and_then(|sparing| sparing.expected.as_ref());
                 carry(previous, spec, Limiter::new)
             }),
         }
+    }
+
+    /// Returns how many instances it can meter.
+    pub(super) fn metered_max(&self) -> usize {
+        self.usual.spec().keys_max()
     }
 
     /// Returns the bucket that the request must be paid from if its instance is one to spare.

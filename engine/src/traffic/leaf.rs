@@ -1,6 +1,6 @@
 //! A request's attribute values as one fixed-size key. Knows nothing of counting.
 
-use crate::attribute::{AttributeId, AttributeKind, Schema, Side};
+use crate::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
 use crate::request::RequestFacts;
 
 /// The most attributes that take part in a key; the 16th place says whether it was refused.
@@ -84,9 +84,7 @@ pub struct Columns {
 impl Columns {
     /// Picks the attributes of a schema that take part.
     pub fn of(schema: &Schema) -> Self {
-        let columns: Vec<Column> = schema
-            .iter()
-            .filter(|(id, spec)| !id.is_address() && *id != AttributeId::INSTANCE && !spec.secret)
+        let columns: Vec<Column> = may_take_part(schema)
             .map(|(id, spec)| Column {
                 attribute: id,
                 side: spec.side,
@@ -106,6 +104,15 @@ impl Columns {
         }
         who[COLUMNS_MAX] = u32::MAX;
         Self { columns, who }
+    }
+
+    /// Returns the names of the attributes that could take part and for which there is no column: what
+    /// only they tell apart cannot be found.
+    pub fn left_out<'s>(&self, schema: &'s Schema) -> Vec<&'s str> {
+        may_take_part(schema)
+            .skip(self.columns.len())
+            .map(|(_, spec)| &*spec.name)
+            .collect()
     }
 
     /// Walks the columns in order.
@@ -171,11 +178,41 @@ impl Columns {
     }
 }
 
+fn may_take_part(schema: &Schema) -> impl Iterator<Item = (AttributeId, &AttributeSpec)> {
+    schema
+        .iter()
+        .filter(|(id, spec)| !id.is_address() && *id != AttributeId::INSTANCE && !spec.secret)
+}
+
 /// Cuts a hash to 32 bits; stays apart from 0, which stands for an absent value.
 fn short(hash: u64) -> u32 {
     if hash == 0 {
         0
     } else {
         ((hash >> 32) as u32).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn the_tenth_attribute_of_the_operators_is_left_out_and_named() {
+        let mut schema = Schema::built_in();
+        for at in 1..=10 {
+            let spec = AttributeSpec {
+                name: Arc::from(format!("own_{at}")),
+                kind: AttributeKind::Text,
+                side: Side::Who,
+                secret: false,
+            };
+            schema.add(spec).unwrap();
+        }
+        let columns = Columns::of(&schema);
+        assert_eq!(columns.len(), COLUMNS_MAX);
+        assert_eq!(columns.left_out(&schema), ["own_10"]);
     }
 }

@@ -1,16 +1,17 @@
 //! What the detector promises, in virtual time.
 
+mod addresses;
+mod crowds;
+mod modes;
 mod restart;
 mod rules;
 mod slow;
 mod world;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_engine::detect::{DetectionMode, DetectionSpec, Happening, Nature, Stress};
-use tidegate_engine::rules::{Action, Mode};
-use world::{Client, Load, World, background, device, honest};
+use tidegate_engine::detect::{DetectionSpec, Happening};
+use world::{Client, Load, World, background, device};
 
 /// When surges begin in these tests.
 pub(crate) const BEGIN: f64 = 40.0;
@@ -144,171 +145,6 @@ fn a_loop_that_cycles_its_agents_and_versions_is_found_by_what_it_shares() {
 }
 
 #[test]
-fn a_slow_daily_rise_makes_no_surge() {
-    let mut world = World::new(20);
-    for step in 0..300 {
-        world.run(BEGIN + f64::from(step));
-        for client in &mut world.background {
-            client.rate = 1.0 + f64::from(step) / 100.0;
-        }
-    }
-    assert!(world.events.is_empty(), "{:?}", world.events);
-}
-
-#[test]
-fn a_crowd_over_all_apps_makes_no_rule() {
-    let mut world = World::new(3);
-    let clients = background(4000, 1.0, &mut world.random);
-    world.loads.push(load(clients, BEGIN, BEGIN + 40.0));
-    world.run(BEGIN + 45.0);
-    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
-    assert!(world.when(Happening::Surge).is_some());
-    assert!(world.when(Happening::Crowd).is_some());
-}
-
-#[test]
-fn a_crowd_inside_one_app_makes_no_rule_while_nobody_suffers() {
-    let mut world = World::new(4);
-    let known = devices(150, "4.1.0", "acme", 1.0, &mut world);
-    world.background.extend(known);
-    let clients = devices(3000, "4.1.0", "acme", 1.0, &mut world);
-    world.loads.push(load(clients, BEGIN, BEGIN + 40.0));
-    world.run(BEGIN + 45.0);
-    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
-    assert!(world.when(Happening::Crowd).is_some());
-}
-
-/// The negative control of the one above: the same arrivals from a tenth of the instances are a loop.
-#[test]
-fn the_same_arrivals_from_fewer_instances_make_a_rule() {
-    let mut world = World::new(4);
-    let known = devices(150, "4.1.0", "acme", 1.0, &mut world);
-    world.background.extend(known);
-    let clients = devices(300, "4.1.0", "acme", 10.0, &mut world);
-    world.loads.push(load(clients, BEGIN, BEGIN + 20.0));
-    world.run(BEGIN + 20.0);
-    assert_eq!(
-        world.ruled(),
-        ["app=acme, sdk=chat-android, sdk_version=4.1.0"]
-    );
-}
-
-#[test]
-fn a_crowd_is_throttled_and_never_blocked_while_the_upstream_suffers() {
-    let mut world = World::new(5);
-    let known = devices(150, "4.1.0", "acme", 1.0, &mut world);
-    world.background.extend(known);
-    let clients = devices(4000, "4.1.0", "acme", 1.0, &mut world);
-    world.loads.push(load(clients, BEGIN, BEGIN + 30.0));
-    world.run(BEGIN);
-    world.stress = Stress::on(vec![Arc::from("chat")]);
-    world.run(BEGIN + 20.0);
-    assert_eq!(world.ruled().len(), 1);
-    assert!(world.when(Happening::Blocked).is_none());
-    assert_eq!(world.detector.incidents()[0].nature, Some(Nature::Crowd));
-    world.stress = Stress::none();
-    world.run(BEGIN + 45.0);
-    assert!(world.rules().is_empty());
-}
-
-#[test]
-fn a_rollout_at_constant_total_makes_no_rule() {
-    let mut world = World::new(6);
-    let steps = 24;
-    for step in 0..steps {
-        world.run(BEGIN + 5.0 * f64::from(step));
-        for (at, client) in world.background.iter_mut().enumerate() {
-            // 60 % of all Android clients move to the new version, over two minutes.
-            if client.sdk == "chat-android" && at % 100 < (step as usize + 1) * 60 / steps as usize
-            {
-                client.version = "9.0.0".to_owned();
-            }
-        }
-    }
-    world.run(BEGIN + 5.0 * f64::from(steps) + 20.0);
-    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
-}
-
-#[test]
-fn ten_calm_minutes_make_no_rule_and_no_surge() {
-    let mut world = World::new(7);
-    world.run(600.0);
-    assert!(world.events.is_empty(), "{:?}", world.events);
-    assert!(world.detector.is_warm());
-    let expected = world.detector.expected_per_second();
-    assert!((expected / 2000.0 - 1.0).abs() < 0.05, "{expected}");
-}
-
-#[test]
-fn forged_instances_are_judged_by_their_addresses() {
-    let mut world = World::new(8);
-    let loopers = devices(200, "3.2.1", "acme", 50.0, &mut world);
-    let forgers = Load {
-        forges: true,
-        ..load(loopers, BEGIN, BEGIN + 15.0)
-    };
-    world.loads.push(forgers);
-    world.run(BEGIN + 15.0);
-    assert_eq!(
-        world.ruled(),
-        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
-    );
-    let incident = &world.detector.incidents()[0];
-    assert_eq!(incident.nature, Some(Nature::ForgedInstances));
-    let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
-    assert!(throttled <= 3.0, "throttled after {throttled} s");
-    assert!(world.when(Happening::Blocked).unwrap() - BEGIN <= 10.0);
-}
-
-fn loop_under(mode: DetectionMode) -> World {
-    let spec = DetectionSpec {
-        mode,
-        warmup: Duration::from_secs(20),
-        ..DetectionSpec::default()
-    };
-    let mut world = World::with(9, spec);
-    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
-    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
-    world.run(BEGIN + 15.0);
-    world
-}
-
-#[test]
-fn mode_off_does_nothing() {
-    let world = loop_under(DetectionMode::Off);
-    assert!(world.events.is_empty() && world.rules().is_empty());
-}
-
-#[test]
-fn mode_suggest_makes_rules_that_only_count() {
-    let world = loop_under(DetectionMode::Suggest);
-    assert_eq!(world.rules().len(), 1);
-    assert_eq!(world.rules()[0].mode, Mode::Shadow);
-    assert_eq!(world.bad.refused, 0);
-}
-
-#[test]
-fn mode_throttle_never_blocks() {
-    let world = loop_under(DetectionMode::Throttle);
-    assert!(matches!(world.rules()[0].action, Action::Throttle { .. }));
-    assert!(world.when(Happening::Blocked).is_none());
-}
-
-#[test]
-fn before_the_warm_up_is_over_a_rule_throttles_at_most() {
-    let spec = DetectionSpec {
-        warmup: Duration::from_mins(10),
-        ..DetectionSpec::default()
-    };
-    let mut world = World::with(10, spec);
-    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
-    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
-    world.run(BEGIN + 15.0);
-    assert_eq!(world.ruled().len(), 1);
-    assert!(world.when(Happening::Blocked).is_none());
-}
-
-#[test]
 fn the_loop_in_a_small_service_is_found() {
     let mut world = World::new(11);
     world.services = [0.69, 0.3, 0.01];
@@ -387,29 +223,6 @@ fn a_source_that_comes_back_stays_blocked_for_longer() {
     assert!(released[0] < 30.0 && released[1] > 75.0, "{released:?}");
 }
 
-/// What a short demonstration does: 10 s of calm traffic, then the loop.
-#[test]
-fn ten_calm_seconds_are_enough_for_a_demonstration() {
-    let spec = DetectionSpec {
-        warmup: Duration::from_secs(8),
-        ..DetectionSpec::default()
-    };
-    let mut world = World::with(15, spec);
-    world.background = (0..400).map(|_| honest(2.0, &mut world.random)).collect();
-    let loopers = devices(1000, "3.2.1", "acme", 10.0, &mut world);
-    world.loads.push(load(loopers, 11.0, 25.0));
-    world.run(25.0);
-    assert_eq!(
-        world.ruled(),
-        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
-    );
-    let throttled = world.when(Happening::Throttled).unwrap() - 11.0;
-    let blocked = world.when(Happening::Blocked).unwrap() - 11.0;
-    assert!(throttled <= 1.0, "throttled after {throttled} s");
-    assert!(blocked <= 5.0, "blocked after {blocked} s");
-    assert!(world.others.refused == 0, "{:?}", world.others);
-}
-
 #[test]
 fn the_busiest_sources_are_shown_by_any_attributes() {
     let mut world = World::new(16);
@@ -419,42 +232,6 @@ fn the_busiest_sources_are_shown_by_any_attributes() {
     assert_eq!(top.len(), 2);
     assert_eq!(top[0].0.to_string(), "platform=android, sdk=chat-android");
     assert!((top[0].1 / 900.0 - 1.0).abs() < 0.2, "{}", top[0].1);
-}
-
-#[test]
-fn a_single_device_is_named_by_its_address_and_its_source_is_left_alone() {
-    let mut world = World::new(21);
-    let one = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
-    let address = one[0].address.to_string();
-    world.loads.push(load(one, BEGIN, BEGIN + 20.0));
-    world.run(BEGIN + 20.0);
-    assert_eq!(world.ruled(), [format!("ip={address}")]);
-    assert!(world.when(Happening::Blocked).unwrap() - BEGIN <= 3.0);
-    assert!(world.others.refused == 0, "{:?}", world.others);
-    assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
-    world.run(BEGIN + 60.0);
-    assert!(world.rules().is_empty());
-    assert_eq!(world.ruled().len(), 1);
-}
-
-#[test]
-fn two_devices_one_after_the_other_are_two_incidents() {
-    let mut world = World::new(22);
-    let first = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
-    let second = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
-    let addresses = [&first, &second].map(|device| format!("ip={}", device[0].address));
-    world.loads.push(load(first, BEGIN, BEGIN + 20.0));
-    world.loads.push(load(second, BEGIN + 5.0, BEGIN + 20.0));
-    world.run(BEGIN + 20.0);
-    assert_eq!(world.ruled(), addresses);
-}
-
-#[test]
-fn equal_seeds_and_traffic_give_equal_decisions() {
-    let [first, second] = [(); 2].map(|()| loop_under(DetectionMode::Auto));
-    assert!(!first.events.is_empty());
-    assert_eq!(first.events, second.events);
-    assert_eq!(first.detector.incidents(), second.detector.incidents());
 }
 
 #[test]
@@ -524,26 +301,6 @@ fn a_detector_that_is_held_up_finds_the_loop_and_keeps_its_rule() {
     );
 }
 
-/// The busiest address was taken for the cause where what it always sends was as much as the excess:
-/// whoever looped as loud as a gateway got the gateway blocked.
-#[test]
-fn a_gateway_as_busy_as_the_loop_is_not_taken_for_its_cause() {
-    let mut world = World::new(26);
-    let mut gateway = background(1200, 1.0, &mut world.random);
-    for client in &mut gateway {
-        client.address = [203, 0, 113, 7].into();
-    }
-    world.background.extend(gateway);
-    let loopers = devices(120, "3.2.1", "acme", 10.0, &mut world);
-    world.loads.push(load(loopers, BEGIN, BEGIN + 15.0));
-    world.run(BEGIN + 15.0);
-    assert_eq!(
-        world.ruled(),
-        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
-    );
-    assert!(world.others.refused == 0, "{:?}", world.others);
-}
-
 /// As in a demonstration: 400 honest requests a second, and 900 devices that loop about eight times a
 /// second each. The source was found only after half a second, when each had sent three times.
 #[test]
@@ -565,24 +322,4 @@ fn a_loud_loop_is_throttled_before_its_devices_have_sent_three_times() {
         let throttled = world.when(Happening::Throttled).unwrap() - 13.0;
         assert!(throttled <= 0.35, "throttled after {throttled} s");
     }
-}
-
-/// What a short window must not be taken in by: a crowd whose clients open with one to three requests at
-/// once, where clients usually send one a second.
-#[test]
-fn a_crowd_whose_clients_open_with_two_requests_makes_no_rule() {
-    let mut world = World::new(27);
-    let clients = devices(3000, "4.1.0", "acme", 1.0, &mut world);
-    for (tenth, clients) in (0_u32..).zip(clients.chunks(150)) {
-        let from = BEGIN + f64::from(tenth) / 10.0 + 0.05;
-        let mut opening = clients.to_vec();
-        for client in &mut opening {
-            client.rate = 22.0;
-        }
-        world.loads.push(load(opening, from, from + 0.1));
-        let clients = clients.to_vec();
-        world.loads.push(load(clients, from + 0.1, BEGIN + 20.0));
-    }
-    world.run(BEGIN + 20.0);
-    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
 }

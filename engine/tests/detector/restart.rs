@@ -20,7 +20,7 @@ fn restarted(keeps: bool) -> World {
     let snapshot = world.detector.snapshot();
     world.restart();
     if keeps {
-        world.detector.restore(&snapshot).unwrap();
+        assert_eq!(world.detector.restore(&snapshot), Ok(()));
     }
     // The flood that ended the old process goes on.
     let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);

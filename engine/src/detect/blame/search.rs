@@ -17,8 +17,10 @@ use crate::traffic::{Column, Columns};
 /// The most attributes of a conjunction.
 const DEPTH_MAX: usize = 4;
 
-/// The most candidates extended at each depth.
-const BEAM: usize = 16;
+/// The most candidates extended at each depth, and the most row numbers that they have together: two
+/// depths × 262,144 × 4 B = 2 MiB. The best is extended in any case.
+const BEAM: usize = 8;
+const BEAM_ROWS_MAX: usize = 1 << 18;
 
 /// What one more attribute must bring, as a share of the surge; what describes the request more than
 /// what describes the client, so that the client is named where both fit.
@@ -112,6 +114,7 @@ pub(super) fn search(
         candidates.truncate(BEAM);
         others.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         others.truncate(OTHERS_MAX + 1);
+        let mut left = BEAM_ROWS_MAX;
         beam = candidates
             .into_iter()
             .filter_map(|(_, pattern, parent, literal)| {
@@ -122,6 +125,11 @@ pub(super) fn search(
                     rows: rows.filter(matches).collect(),
                     pattern,
                 })
+            })
+            .take_while(|node| {
+                let fits = node.rows.len() <= left || left == BEAM_ROWS_MAX;
+                left = left.saturating_sub(node.rows.len());
+                fits
             })
             .collect();
         if beam.is_empty() {
