@@ -1,5 +1,6 @@
 //! The command line: what can be asked of the program, and with which exit code it ends.
 
+mod blame;
 mod demo;
 mod explain;
 mod run;
@@ -39,6 +40,8 @@ enum Command {
     },
     /// Replays the 2020 incident in one process, over real sockets, and tells it as it happens.
     Demo(demo::Demo),
+    /// Finds the sources that explain what changed in tables of observed and expected counts.
+    Blame(blame::Blame),
     /// Shows which attributes, rules and limits a request would meet. Spends nothing.
     Explain(explain::Explain),
 }
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Run { config } => run::run(&config),
         Command::Check { paths } => run_check(&paths),
         Command::Demo(demo) => demo.run(),
+        Command::Blame(blame) => blame.run(),
         Command::Explain(explain) => explain.run(),
     }
 }

@@ -1,0 +1,188 @@
+//! Which sources explain what changed in a table of observed and expected counts?
+//!
+//! Offline, on any table: many small causes at once, rises and falls. Surges in live traffic are
+//! [`crate::detect`]'s, where a cause must be a large share of the excess.
+//!
+//! [`noise`] fits how far leaves stray that nothing happened to; [`scorer`] turns that into evidence
+//! for each leaf and a price for each source; [`lattice`] walks the sources that can pay; [`cover`]
+//! chooses those that together explain most for the least. The description with the least length wins
+//! (minimum description length), so there is no threshold on what an anomaly is.
+
+mod cover;
+mod lattice;
+mod noise;
+mod normal;
+mod scorer;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use noise::Noise;
+pub use scorer::{Direction, LeafEvidence, Scorer};
+pub use table::{
+    ATTRIBUTES_MAX, COUNT_MAX, Leaves, ROWS_MAX, Table, TableBuilder, TableError, VALUES_MAX,
+};
+
+use lattice::Candidate;
+
+/// The most refused candidates that are kept for people.
+const REJECTED_MAX: usize = 16;
+
+/// A set of attribute values, by attribute.
+pub type Literals = BTreeMap<Arc<str>, Arc<str>>;
+
+/// A source that explains part of the change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cause {
+    /// The values that its leaves have in common.
+    pub source: Literals,
+    /// Observed count of all its leaves.
+    pub observed: f64,
+    /// Expected count of all its leaves.
+    pub expected: f64,
+    /// Share of the change that it explains: of what all affected leaves changed.
+    pub coverage: f64,
+    /// Share of everything expected that it holds.
+    pub collateral: f64,
+    /// How much shorter it makes the description of the table, in nats.
+    pub gain: f64,
+}
+
+/// A source that was considered and refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejected {
+    /// The values that its leaves have in common; none for everything alike.
+    pub source: Literals,
+    /// Why not.
+    pub why: String,
+}
+
+/// What was found in a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Diagnosis {
+    /// The causes, most important first. None: not localisable.
+    pub causes: Vec<Cause>,
+    /// What else was considered.
+    pub rejected: Vec<Rejected>,
+    /// What strays without a cause.
+    pub noise: Noise,
+}
+
+impl Diagnosis {
+    /// Returns whether sources explain the change.
+    pub fn is_localisable(&self) -> bool {
+        !self.causes.is_empty()
+    }
+}
+
+/// Finds the sources that explain what changed in a table.
+pub fn diagnose(table: &Table) -> Diagnosis {
+    let leaves = table.leaves();
+    let noise = Noise::fit(leaves);
+    let mut sides: Vec<Side> = [Direction::Rise, Direction::Fall]
+        .into_iter()
+        .map(|direction| Side::search(leaves, noise, direction))
+        .collect();
+    sides.sort_by(|a, b| b.gain.total_cmp(&a.gain));
+    let mut found = Diagnosis {
+        causes: Vec::new(),
+        rejected: Vec::new(),
+        noise,
+    };
+    for side in &sides {
+        side.tell(table, &mut found);
+    }
+    found.causes.sort_by(|a, b| b.gain.total_cmp(&a.gain));
+    found.rejected.truncate(REJECTED_MAX);
+    found
+}
+
+/// What was found in one direction.
+struct Side {
+    scores: Vec<f64>,
+    candidates: Vec<Candidate>,
+    chosen: Vec<usize>,
+    gain: f64,
+}
+
+impl Side {
+    fn search(leaves: &Leaves, noise: Noise, direction: Direction) -> Self {
+        let scorer = LeafEvidence::new(leaves, noise, direction);
+        let scores: Vec<f64> = leaves
+            .counts()
+            .map(|(observed, expected)| scorer.score(observed, expected))
+            .collect();
+        let mut candidates = lattice::candidates(leaves, &scores, &scorer);
+        candidates.sort_by_key(|candidate| candidate.attributes.len());
+        let chosen = cover::choose(&candidates, &scores);
+        let gain = chosen
+            .iter()
+            .filter_map(|place| candidates.get(*place))
+            .map(Candidate::gain)
+            .sum();
+        Self {
+            scores,
+            candidates,
+            chosen,
+            gain,
+        }
+    }
+
+    fn tell(&self, table: &Table, found: &mut Diagnosis) {
+        let leaves = table.leaves();
+        let change = |leaf: u32| {
+            let (observed, expected) = leaves.count(leaf);
+            (observed - expected).abs()
+        };
+        let changed: f64 = (0_u32..)
+            .zip(&self.scores)
+            .filter(|(_, score)| **score > 0.0)
+            .map(|(leaf, _)| change(leaf))
+            .sum();
+        let everything: f64 = leaves.expected.iter().sum();
+        for place in &self.chosen {
+            let Some(candidate) = self.candidates.get(*place) else {
+                continue;
+            };
+            let Some(source) = literals(table, candidate) else {
+                continue;
+            };
+            if source.is_empty() {
+                found.rejected.push(Rejected {
+                    source,
+                    why: "everything changed alike: no value tells the affected from the others"
+                        .to_owned(),
+                });
+                continue;
+            }
+            let (mut observed, mut expected) = (0.0, 0.0);
+            for leaf in &candidate.leaves {
+                let (o, e) = leaves.count(*leaf);
+                observed += o;
+                expected += e;
+            }
+            found.causes.push(Cause {
+                source,
+                observed,
+                expected,
+                coverage: ((observed - expected).abs() / changed.max(f64::MIN_POSITIVE)).min(1.0),
+                collateral: expected / everything.max(f64::MIN_POSITIVE),
+                gain: candidate.gain(),
+            });
+        }
+    }
+}
+
+/// Returns the source of a candidate; `None` where a value has no name.
+fn literals(table: &Table, candidate: &Candidate) -> Option<Literals> {
+    let first = *candidate.leaves.first()?;
+    candidate
+        .attributes
+        .iter()
+        .map(|attribute| {
+            let code = table.leaves().code(*attribute, first);
+            Some((table.name(*attribute), table.value(*attribute, code)?))
+        })
+        .collect()
+}
