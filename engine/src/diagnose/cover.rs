@@ -15,7 +15,7 @@ const EPSILON: f64 = 1e-6;
 /// Returns the places of the chosen candidates and what each gained when it was chosen, best first.
 pub(super) fn choose(candidates: &[Candidate], scores: &[f64]) -> Vec<usize> {
     let mut cover = Cover::new(candidates, scores);
-    cover.fill();
+    cover.fill(&[]);
     for _ in 0..ROUNDS_MAX {
         let singles = (0..cover.chosen.len()).map(|at| vec![at]);
         let pairs = (0..cover.chosen.len())
@@ -141,21 +141,22 @@ impl<'a> Cover<'a> {
     }
 
     /// Returns the candidate that would add most; of equals the first, which is the more general.
-    fn best(&self) -> Option<(f64, usize)> {
+    fn best(&self, without: &[usize]) -> Option<usize> {
         let mut best: Option<(f64, usize)> = None;
         for ((place, candidate), open) in self.candidates.iter().enumerate().zip(&self.open) {
             let gain = open - candidate.price;
-            if gain > EPSILON && best.is_none_or(|(most, _)| gain > most + EPSILON) {
+            let most = best.map_or(0.0, |(most, _)| most);
+            if gain > most + EPSILON && !without.contains(&place) {
                 best = Some((gain, place));
             }
         }
-        best
+        best.map(|(_, place)| place)
     }
 
     /// Takes the best candidate until none adds anything.
-    fn fill(&mut self) {
+    fn fill(&mut self, without: &[usize]) {
         while self.chosen.len() < CHOSEN_MAX {
-            let Some((_, place)) = self.best() else {
+            let Some(place) = self.best(without) else {
                 break;
             };
             self.take(place);
@@ -173,13 +174,14 @@ impl<'a> Cover<'a> {
         for place in &back {
             self.give_back(*place);
         }
-        // The same again would be the best single choice: see what there is without it.
-        self.fill_without(&back);
+        // The same again would be the first choice: see what there is without it, then with it.
+        self.fill(&back);
+        self.fill(&[]);
         if self.total > total + EPSILON {
             return true;
         }
         for place in self.chosen.clone() {
-            if !before.contains(&place) {
+            if back.contains(&place) || !before.contains(&place) {
                 self.give_back(place);
             }
         }
@@ -187,27 +189,6 @@ impl<'a> Cover<'a> {
             self.take(place);
         }
         self.chosen = before;
-        self.total = total;
         false
-    }
-
-    fn fill_without(&mut self, without: &[usize]) {
-        let hidden: Vec<(usize, f64)> = without
-            .iter()
-            .filter_map(|place| Some((*place, *self.open.get(*place)?)))
-            .collect();
-        let shift = |cover: &mut Self, by: f64| {
-            for (place, _) in &hidden {
-                if let Some(open) = cover.open.get_mut(*place) {
-                    *open += by;
-                }
-            }
-        };
-        // A price that nothing pays, given back afterwards.
-        const HIDDEN: f64 = 1e12;
-        shift(self, -HIDDEN);
-        self.fill();
-        shift(self, HIDDEN);
-        self.fill();
     }
 }
