@@ -12,6 +12,7 @@ mod cover;
 mod lattice;
 mod noise;
 mod normal;
+mod ripple;
 mod scorer;
 mod table;
 
@@ -116,6 +117,7 @@ impl Side {
         let mut candidates = lattice::candidates(leaves, &scores, &scorer);
         candidates.sort_by_key(|candidate| candidate.attributes.len());
         let chosen = cover::choose(&candidates, &scores);
+        let chosen = if std::env::var("NORIP").is_ok() {chosen} else {ripple::refine(leaves, noise, &scorer, &candidates, chosen)};
         let gain = chosen
             .iter()
             .filter_map(|place| candidates.get(*place))

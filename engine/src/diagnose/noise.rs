@@ -10,11 +10,12 @@
 use super::normal::{cumulative, density};
 use super::table::Leaves;
 
-/// Forecast errors that are tried: 0.5 % to 100 %, each 1.35 times the last. Finer steps change no
-/// evidence by more than a tenth.
+/// Forecast errors that are tried: 0.5 % to a third, each 1.3 times the last. What errs by more than a
+/// third is no forecast, and what it misses is a change.
 const SPREAD_MIN: f64 = 0.005;
-const SPREAD_STEP: f64 = 1.35;
-const SPREADS: i32 = 19;
+const SPREAD_STEP: f64 = 1.3;
+const SPREADS: i32 = 17;
+const SPREAD_MAX: f64 = 0.333;
 
 /// Counting noises that are tried. Never above that of independent events: what strays more is
 /// forecast error, however it came about, and goes to the spread.
@@ -23,10 +24,10 @@ const COUNTINGS: [f64; 6] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0];
 /// Shares of leaves that something may have happened to.
 const AFFECTED: [f64; 2] = [0.05, 0.4];
 
-/// Leaves looked at for the first estimate, and around it for the final one. A spread fitted on 1,024
-/// leaves errs by 1 / √2048 = 2 %.
-const SAMPLE_COARSE: usize = 256;
-const SAMPLE_FINE: usize = 1024;
+/// Leaves looked at for the first estimate, and around it for the final one. A spread fitted on 512
+/// leaves errs by 1 / √1024 = 3 %.
+const SAMPLE_COARSE: usize = 128;
+const SAMPLE_FINE: usize = 512;
 
 /// The fitted noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +58,7 @@ impl Noise {
     pub fn fit(leaves: &Leaves) -> Self {
         let coarse = sample(leaves, SAMPLE_COARSE);
         let spreads: Vec<f64> = (0..SPREADS)
+            .step_by(2)
             .map(|step| SPREAD_MIN * SPREAD_STEP.powi(step))
             .collect();
         let all = spreads.iter().flat_map(|spread| {
@@ -66,12 +68,9 @@ impl Noise {
             })
         });
         let first = best(all, &coarse);
-        if leaves.len() <= SAMPLE_COARSE {
-            return first;
-        }
         let fine = sample(leaves, SAMPLE_FINE);
-        let near = [-1, 0, 1].into_iter().flat_map(|step| {
-            let spread = first.spread * SPREAD_STEP.powi(step);
+        let near = [-2, -1, 0, 1, 2].into_iter().flat_map(|step| {
+            let spread = (first.spread * SPREAD_STEP.powi(step)).min(SPREAD_MAX);
             let near = |counting: &f64| (counting - first.counting).abs() <= 2.0 * first.counting.max(0.005);
             COUNTINGS
                 .into_iter()
