@@ -5,10 +5,12 @@
 //!
 //! [`noise`] fits how far leaves stray that nothing happened to; [`scorer`] turns that into evidence
 //! for each leaf and a price for each source; [`lattice`] walks the sources that can pay; [`cover`]
-//! chooses those that together explain most for the least. The description with the least length wins
+//! chooses those that together explain most for the least; [`ripple`] makes each as exact as its leaves
+//! allow; [`explain`] says why others were not named. The description with the least length wins
 //! (minimum description length), so there is no threshold on what an anomaly is.
 
 mod cover;
+mod explain;
 mod lattice;
 mod noise;
 mod normal;
@@ -29,6 +31,10 @@ use lattice::Candidate;
 
 /// The most refused candidates that are kept for people.
 const REJECTED_MAX: usize = 16;
+
+/// Share of everything expected from which on causes separate nothing: where nineteen of twenty changed
+/// alike, the change has no source among these attributes.
+const EVERYTHING_MIN: f64 = 0.95;
 
 /// A set of attribute values, by attribute.
 pub type Literals = BTreeMap<Arc<str>, Arc<str>>;
@@ -81,20 +87,26 @@ impl Diagnosis {
 pub fn diagnose(table: &Table) -> Diagnosis {
     let leaves = table.leaves();
     let noise = Noise::fit(leaves);
-    let mut sides: Vec<Side> = [Direction::Rise, Direction::Fall]
-        .into_iter()
-        .map(|direction| Side::search(leaves, noise, direction))
-        .collect();
-    sides.sort_by(|a, b| b.gain.total_cmp(&a.gain));
     let mut found = Diagnosis {
         causes: Vec::new(),
         rejected: Vec::new(),
         noise,
     };
+    let sides = [Direction::Rise, Direction::Fall]
+        .map(|direction| Side::search(leaves, noise, direction));
     for side in &sides {
         side.tell(table, &mut found);
     }
     found.causes.sort_by(|a, b| b.gain.total_cmp(&a.gain));
+    if found.causes.is_empty() {
+        explain::what_was_looked_at(table, &mut found);
+    }
+    for name in table.overflowing() {
+        found.rejected.push(Rejected {
+            source: Literals::from([(Arc::clone(name), Arc::from("*"))]),
+            why: format!("more than {VALUES_MAX} values: those that came last are not told apart"),
+        });
+    }
     found.rejected.truncate(REJECTED_MAX);
     found
 }
@@ -104,7 +116,6 @@ struct Side {
     scores: Vec<f64>,
     candidates: Vec<Candidate>,
     chosen: Vec<usize>,
-    gain: f64,
 }
 
 impl Side {
@@ -115,24 +126,35 @@ impl Side {
             .map(|(observed, expected)| scorer.score(observed, expected))
             .collect();
         let mut candidates = lattice::candidates(leaves, &scores, &scorer);
+        // Of equals the more general is taken.
         candidates.sort_by_key(|candidate| candidate.attributes.len());
         let chosen = cover::choose(&candidates, &scores);
-        let chosen = if std::env::var("NORIP").is_ok() {chosen} else {ripple::refine(leaves, noise, &scorer, &candidates, chosen)};
-        let gain = chosen
-            .iter()
-            .filter_map(|place| candidates.get(*place))
-            .map(Candidate::gain)
-            .sum();
+        let chosen = ripple::refine(leaves, noise, &candidates, chosen);
         Self {
             scores,
             candidates,
             chosen,
-            gain,
         }
     }
 
     fn tell(&self, table: &Table, found: &mut Diagnosis) {
         let leaves = table.leaves();
+        let chosen = || self.chosen.iter().filter_map(|at| self.candidates.get(*at));
+        let everything: f64 = leaves.expected.iter().sum();
+        let mut covered: Vec<u32> = chosen().flat_map(|cause| cause.leaves.clone()).collect();
+        covered.sort_unstable();
+        covered.dedup();
+        let expected: f64 = covered.iter().map(|leaf| leaves.count(*leaf).1).sum();
+        if everything > 0.0 && expected >= EVERYTHING_MIN * everything {
+            let share = 100.0 * expected / everything;
+            found.rejected.push(Rejected {
+                source: Literals::new(),
+                why: format!(
+                    "{share:.1} % of what was expected changed alike: no value tells it from the rest"
+                ),
+            });
+            return;
+        }
         let change = |leaf: u32| {
             let (observed, expected) = leaves.count(leaf);
             (observed - expected).abs()
@@ -142,24 +164,12 @@ impl Side {
             .filter(|(_, score)| **score > 0.0)
             .map(|(leaf, _)| change(leaf))
             .sum();
-        let everything: f64 = leaves.expected.iter().sum();
-        for place in &self.chosen {
-            let Some(candidate) = self.candidates.get(*place) else {
+        for cause in chosen() {
+            let Some(source) = literals(table, cause) else {
                 continue;
             };
-            let Some(source) = literals(table, candidate) else {
-                continue;
-            };
-            if source.is_empty() {
-                found.rejected.push(Rejected {
-                    source,
-                    why: "everything changed alike: no value tells the affected from the others"
-                        .to_owned(),
-                });
-                continue;
-            }
             let (mut observed, mut expected) = (0.0, 0.0);
-            for leaf in &candidate.leaves {
+            for leaf in &cause.leaves {
                 let (o, e) = leaves.count(*leaf);
                 observed += o;
                 expected += e;
@@ -169,9 +179,10 @@ impl Side {
                 observed,
                 expected,
                 coverage: ((observed - expected).abs() / changed.max(f64::MIN_POSITIVE)).min(1.0),
-                collateral: expected / everything.max(f64::MIN_POSITIVE),
-                gain: candidate.gain(),
+                collateral: (expected / everything.max(f64::MIN_POSITIVE)).min(1.0),
+                gain: cause.gain(),
             });
+            explain::wider(table, cause, &self.scores, found);
         }
     }
 }

@@ -70,7 +70,6 @@ pub(super) fn candidates(leaves: &Leaves, scores: &[f64], scorer: &impl Scorer) 
         members,
         count: 1,
     };
-    walk.everybody(&everybody);
     walk.descend(&everybody);
     walk.found
 }
@@ -86,20 +85,6 @@ struct Walk<'a, S> {
 impl<S: Scorer> Walk<'_, S> {
     fn score(&self, leaf: u32) -> f64 {
         self.scores.get(leaf as usize).copied().unwrap_or_default()
-    }
-
-    /// Everything alike is a candidate as well, so that it can be preferred to naming half of it.
-    fn everybody(&mut self, node: &Node) {
-        let score: f64 = node.members.iter().map(|leaf| self.score(*leaf)).sum();
-        let price = self.scorer.price(&[]);
-        if std::env::var("ROOT").is_ok() && score > price {
-            self.add(Candidate {
-                attributes: Vec::new(),
-                leaves: node.members.clone(),
-                score,
-                price,
-            });
-        }
     }
 
     fn descend(&mut self, node: &Node) {

@@ -15,7 +15,7 @@ use super::table::Leaves;
 const SPREAD_MIN: f64 = 0.005;
 const SPREAD_STEP: f64 = 1.3;
 const SPREADS: i32 = 17;
-const SPREAD_MAX: f64 = 0.333;
+pub(super) const SPREAD_MAX: f64 = 0.333;
 
 /// Counting noises that are tried. Never above that of independent events: what strays more is
 /// forecast error, however it came about, and goes to the spread.

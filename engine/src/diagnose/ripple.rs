@@ -7,9 +7,8 @@
 //! changed less than half as much as the rest of a source then speaks against the wider one.
 
 use super::lattice::Candidate;
-use super::noise::{Noise, deviation};
+use super::noise::{Noise, SPREAD_MAX, deviation};
 use super::normal::{cumulative, density};
-use super::scorer::Scorer;
 use super::table::Leaves;
 
 /// Share of a cause's leaves that may lie anywhere all the same: small counts are rounded.
@@ -22,18 +21,13 @@ const WIDTHS: [f64; 4] = [1.0, 2.0, 4.0, 8.0];
 /// Steps of one value; a source has at most four.
 const STEPS_MAX: usize = 4;
 
-/// What a neighbour must be better by, in nats: it has a deviation and a width of its own to tell.
-const BETTER_MIN: f64 = 1.0;
-
 /// Replaces chosen candidates by better neighbours.
 pub(super) fn refine(
     leaves: &Leaves,
     noise: Noise,
-    scorer: &impl Scorer,
     candidates: &[Candidate],
     mut chosen: Vec<usize>,
 ) -> Vec<usize> {
-    let _ = scorer;
     let mut covered = vec![0_u32; leaves.len()];
     for place in &chosen {
         cover(&mut covered, candidates.get(*place), 1);
@@ -46,15 +40,23 @@ pub(super) fn refine(
             let Some(current) = candidates.get(place) else {
                 break;
             };
-            cover(&mut covered, Some(current), u32::MAX);
-            let own = gain(leaves, noise, &covered, current);
-            let better = (0..)
+            let neighbours: Vec<(usize, &Candidate)> = (0..)
                 .zip(candidates)
                 .filter(|(other, candidate)| {
-                    are_neighbours(leaves, current, candidate) && !chosen.contains(other)
+                    are_neighbours(leaves, current, candidate)
+                        && may_be_better(current, candidate)
+                        && !chosen.contains(other)
                 })
+                .collect();
+            if neighbours.is_empty() {
+                break;
+            }
+            cover(&mut covered, Some(current), u32::MAX);
+            let own = gain(leaves, noise, &covered, current);
+            let better = neighbours
+                .into_iter()
                 .map(|(other, candidate)| (gain(leaves, noise, &covered, candidate), other))
-                .filter(|(gain, _)| *gain > own + BETTER_MIN)
+                .filter(|(gain, _)| *gain > own)
                 .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
             let next = better.map_or(place, |(_, other)| other);
             cover(&mut covered, candidates.get(next), 1);
@@ -96,6 +98,14 @@ fn are_neighbours(leaves: &Leaves, one: &Candidate, other: &Candidate) -> bool {
     })
 }
 
+/// Returns whether the leaves by which a narrower neighbour is smaller could do without the source: each
+/// costs at most ln (4 / [`ASTRAY`]) more there than it scores, so where they score more than that they
+/// cannot.
+fn may_be_better(current: &Candidate, neighbour: &Candidate) -> bool {
+    let rest = current.leaves.len() as f64 - neighbour.leaves.len() as f64;
+    rest < 0.0 || current.score - neighbour.score < rest * (4.0 / ASTRAY).ln()
+}
+
 /// Returns how many nats shorter a source makes the description of its leaves, those left out that
 /// another source covers.
 fn gain(leaves: &Leaves, noise: Noise, covered: &[u32], candidate: &Candidate) -> f64 {
@@ -122,7 +132,7 @@ fn gain(leaves: &Leaves, noise: Noise, covered: &[u32], candidate: &Candidate) -
         .sum();
     let affected = |width: &f64| -> f64 {
         let noise = Noise {
-            spread: noise.spread * width,
+            spread: (noise.spread * width).min(SPREAD_MAX),
             ..noise
         };
         own.iter()

@@ -40,6 +40,32 @@ pub struct LeafEvidence {
     direction: Direction,
     stray: f64,
     attributes: usize,
+    /// Of a leaf that is large: where counting is no noise, of every leaf.
+    large: Bell,
+}
+
+/// What depends on the standard deviation alone.
+#[derive(Clone, Copy, Debug)]
+struct Bell {
+    std: f64,
+    /// The part of a bell around 0 that lies between −2 and 2.
+    inside: f64,
+    /// The part of what is blurred from 0 to 2 that lies between −2 and 2.
+    blurred_inside: f64,
+}
+
+impl Bell {
+    fn new(std: f64) -> Self {
+        let blurred = cumulative_integral(2.0, std)
+            - cumulative_integral(-2.0, std)
+            - cumulative_integral(0.0, std)
+            + cumulative_integral(-4.0, std);
+        Self {
+            std,
+            inside: 2.0 * cumulative(2.0 / std) - 1.0,
+            blurred_inside: blurred / 2.0,
+        }
+    }
 }
 
 impl LeafEvidence {
@@ -50,6 +76,7 @@ impl LeafEvidence {
             direction,
             stray: 1.0 / (leaves.len().max(2) as f64),
             attributes: leaves.codes.len(),
+            large: Bell::new(noise.spread),
         }
     }
 }
@@ -64,17 +91,17 @@ impl Scorer for LeafEvidence {
             Direction::Rise => deviation(observed, expected),
             Direction::Fall => deviation(expected, observed),
         };
-        let std = self.noise.deviation_std(sum);
-        let inside = 2.0 * cumulative(2.0 / std) - 1.0;
-        let normal = (1.0 - self.stray) * density(toward / std) / (std * inside) + self.stray / 4.0;
+        let bell = if self.noise.counting > 0.0 {
+            Bell::new(self.noise.deviation_std(sum))
+        } else {
+            self.large
+        };
+        let std = bell.std;
+        let anywhere = self.stray / 4.0;
+        let normal = (1.0 - self.stray) * density(toward / std) / (std * bell.inside) + anywhere;
         // Any deviation from 0 to 2, blurred by the noise; the blur is cut off at −2 and 2.
         let blurred = (cumulative(toward / std) - cumulative((toward - 2.0) / std)) / 2.0;
-        let mass = (cumulative_integral(2.0, std)
-            - cumulative_integral(-2.0, std)
-            - cumulative_integral(0.0, std)
-            + cumulative_integral(-4.0, std))
-            / 2.0;
-        let affected = (1.0 - self.stray) * blurred / mass + self.stray / 4.0;
+        let affected = (1.0 - self.stray) * blurred / bell.blurred_inside + anywhere;
         (affected / normal).ln()
     }
 
