@@ -32,6 +32,10 @@ use lattice::Candidate;
 /// The most refused candidates that are kept for people.
 const REJECTED_MAX: usize = 16;
 
+/// The most causes of one direction. What takes more values to describe than that is nothing that people
+/// would act on: a cause outside the table, which shows in all attributes a little.
+const CAUSES_MAX: usize = 8;
+
 /// Share of everything expected from which on causes separate nothing: where nineteen of twenty changed
 /// alike, the change has no source among these attributes.
 const EVERYTHING_MIN: f64 = 0.95;
@@ -92,8 +96,8 @@ pub fn diagnose(table: &Table) -> Diagnosis {
         rejected: Vec::new(),
         noise,
     };
-    let sides = [Direction::Rise, Direction::Fall]
-        .map(|direction| Side::search(leaves, noise, direction));
+    let sides =
+        [Direction::Rise, Direction::Fall].map(|direction| Side::search(leaves, noise, direction));
     for side in &sides {
         side.tell(table, &mut found);
     }
@@ -120,12 +124,12 @@ struct Side {
 
 impl Side {
     fn search(leaves: &Leaves, noise: Noise, direction: Direction) -> Self {
-        let scorer = LeafEvidence::new(leaves, noise, direction);
+        let evidence = LeafEvidence::new(leaves, noise, direction);
         let scores: Vec<f64> = leaves
             .counts()
-            .map(|(observed, expected)| scorer.score(observed, expected))
+            .map(|(observed, expected)| evidence.score(observed, expected))
             .collect();
-        let mut candidates = lattice::candidates(leaves, &scores, &scorer);
+        let mut candidates = lattice::candidates(leaves, &scores, &evidence);
         // Of equals the more general is taken.
         candidates.sort_by_key(|candidate| candidate.attributes.len());
         let chosen = cover::choose(&candidates, &scores);
@@ -151,6 +155,16 @@ impl Side {
                 source: Literals::new(),
                 why: format!(
                     "{share:.1} % of what was expected changed alike: no value tells it from the rest"
+                ),
+            });
+            return;
+        }
+        if self.chosen.len() > CAUSES_MAX {
+            found.rejected.push(Rejected {
+                source: Literals::new(),
+                why: format!(
+                    "it would take more than {CAUSES_MAX} sources to describe the change: its cause \
+                     is no value of these attributes"
                 ),
             });
             return;

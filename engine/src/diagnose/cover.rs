@@ -3,27 +3,25 @@
 //! greedy choice, then exchange: each chosen source in turn, and each pair, is taken back and the gap
 //! filled anew, until nothing gets better.
 
+use super::CAUSES_MAX;
 use super::lattice::Candidate;
 
-/// The most sources of one table, and the most rounds of exchange.
-const CHOSEN_MAX: usize = 16;
+/// The most rounds of exchange.
 const ROUNDS_MAX: usize = 8;
 
 /// Less than this many nats is no improvement but rounding.
 const EPSILON: f64 = 1e-6;
 
-/// Returns the places of the chosen candidates and what each gained when it was chosen, best first.
+/// Returns the places of the chosen candidates: one more than [`CAUSES_MAX`] where more would pay.
 pub(super) fn choose(candidates: &[Candidate], scores: &[f64]) -> Vec<usize> {
     let mut cover = Cover::new(candidates, scores);
     cover.fill(&[]);
     for _ in 0..ROUNDS_MAX {
         let singles = (0..cover.chosen.len()).map(|at| vec![at]);
-        let pairs = (0..cover.chosen.len())
-            .flat_map(|one| (0..one).map(move |other| vec![one, other]));
+        let pairs =
+            (0..cover.chosen.len()).flat_map(|one| (0..one).map(move |other| vec![one, other]));
         let exchanges: Vec<Vec<usize>> = singles.chain(pairs).collect();
-        let better = exchanges
-            .into_iter()
-            .any(|places| cover.exchange(&places));
+        let better = exchanges.into_iter().any(|places| cover.exchange(&places));
         if !better {
             break;
         }
@@ -155,7 +153,7 @@ impl<'a> Cover<'a> {
 
     /// Takes the best candidate until none adds anything.
     fn fill(&mut self, without: &[usize]) {
-        while self.chosen.len() < CHOSEN_MAX {
+        while self.chosen.len() <= CAUSES_MAX {
             let Some(place) = self.best(without) else {
                 break;
             };

@@ -25,7 +25,9 @@ pub(super) fn wider(table: &Table, cause: &Candidate, scores: &[f64], found: &mu
         }
         let Some(source) = named
             .iter()
-            .map(|(attribute, code)| Some((table.name(*attribute), table.value(*attribute, *code)?)))
+            .map(|(attribute, code)| {
+                Some((table.name(*attribute), table.value(*attribute, *code)?))
+            })
             .collect::<Option<Literals>>()
         else {
             continue;
@@ -35,7 +37,10 @@ pub(super) fn wider(table: &Table, cause: &Candidate, scores: &[f64], found: &mu
         }
         let (mut all, mut affected) = (0_u32, 0_u32);
         for (leaf, score) in (0_u32..).zip(scores) {
-            if named.iter().all(|(attribute, code)| leaves.code(*attribute, leaf) == *code) {
+            if named
+                .iter()
+                .all(|(attribute, code)| leaves.code(*attribute, leaf) == *code)
+            {
                 all += 1;
                 affected += u32::from(*score > 0.0);
             }
@@ -58,7 +63,9 @@ pub(super) fn what_was_looked_at(table: &Table, found: &mut Diagnosis) {
     }
     values.sort_by(|a, b| {
         let change = |value: &(f64, f64, usize, u32)| (value.0 - value.1).abs();
-        change(b).total_cmp(&change(a)).then((a.2, a.3).cmp(&(b.2, b.3)))
+        change(b)
+            .total_cmp(&change(a))
+            .then((a.2, a.3).cmp(&(b.2, b.3)))
     });
     let percent = 100.0 * found.noise.spread;
     for (observed, expected, attribute, code) in values.into_iter().take(LOOKED_AT) {
@@ -76,7 +83,11 @@ pub(super) fn what_was_looked_at(table: &Table, found: &mut Diagnosis) {
 }
 
 fn changes(leaves: &Leaves, attribute: usize, codes: &[u32]) -> Vec<(f64, f64, usize, u32)> {
-    let count = leaves.cardinality.get(attribute).copied().unwrap_or_default();
+    let count = leaves
+        .cardinality
+        .get(attribute)
+        .copied()
+        .unwrap_or_default();
     let mut sums = vec![(0.0, 0.0); count];
     for (code, (observed, expected)) in codes.iter().zip(leaves.counts()) {
         if let Some(sum) = sums.get_mut(*code as usize) {

@@ -51,7 +51,7 @@ struct Sum {
 }
 
 /// Returns every source that scores more than its price. `scores` has one number a leaf.
-pub(super) fn candidates(leaves: &Leaves, scores: &[f64], scorer: &impl Scorer) -> Vec<Candidate> {
+pub(super) fn candidates(leaves: &Leaves, scores: &[f64], judge: &impl Scorer) -> Vec<Candidate> {
     let members: Vec<u32> = (0_u32..)
         .zip(scores)
         .filter(|(_, score)| **score != 0.0)
@@ -60,7 +60,7 @@ pub(super) fn candidates(leaves: &Leaves, scores: &[f64], scorer: &impl Scorer) 
     let mut walk = Walk {
         leaves,
         scores,
-        scorer,
+        judge,
         found: Vec::new(),
         memberships: 0,
     };
@@ -77,7 +77,7 @@ pub(super) fn candidates(leaves: &Leaves, scores: &[f64], scorer: &impl Scorer) 
 struct Walk<'a, S> {
     leaves: &'a Leaves,
     scores: &'a [f64],
-    scorer: &'a S,
+    judge: &'a S,
     found: Vec<Candidate>,
     memberships: usize,
 }
@@ -110,7 +110,7 @@ impl<S: Scorer> Walk<'_, S> {
             .iter()
             .filter_map(|at| self.leaves.cardinality.get(*at).copied())
             .collect();
-        let price = self.scorer.price(&cardinalities);
+        let price = self.judge.price(&cardinalities);
 
         let mut numbering = Numbering::new(node.count, cardinality, node.members.len());
         let mut sums: Vec<Sum> = Vec::new();

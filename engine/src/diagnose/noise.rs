@@ -71,7 +71,9 @@ impl Noise {
         let fine = sample(leaves, SAMPLE_FINE);
         let near = [-2, -1, 0, 1, 2].into_iter().flat_map(|step| {
             let spread = (first.spread * SPREAD_STEP.powi(step)).min(SPREAD_MAX);
-            let near = |counting: &f64| (counting - first.counting).abs() <= 2.0 * first.counting.max(0.005);
+            let near = |counting: &f64| {
+                (counting - first.counting).abs() <= 2.0 * first.counting.max(0.005)
+            };
             COUNTINGS
                 .into_iter()
                 .filter(near)

@@ -72,7 +72,10 @@ pub(super) fn refine(
 }
 
 fn cover(covered: &mut [u32], candidate: Option<&Candidate>, by: u32) {
-    for leaf in candidate.into_iter().flat_map(|candidate| &candidate.leaves) {
+    for leaf in candidate
+        .into_iter()
+        .flat_map(|candidate| &candidate.leaves)
+    {
         if let Some(count) = covered.get_mut(*leaf as usize) {
             *count = count.wrapping_add(by);
         }
@@ -112,7 +115,11 @@ fn gain(leaves: &Leaves, noise: Noise, covered: &[u32], candidate: &Candidate) -
     let own: Vec<(f64, f64)> = candidate
         .leaves
         .iter()
-        .filter(|leaf| covered.get(**leaf as usize).is_some_and(|count| *count == 0))
+        .filter(|leaf| {
+            covered
+                .get(**leaf as usize)
+                .is_some_and(|count| *count == 0)
+        })
         .map(|leaf| leaves.count(*leaf))
         .collect();
     let (mut observed, mut expected) = (0.0, 0.0);
@@ -143,7 +150,10 @@ fn gain(leaves: &Leaves, noise: Noise, covered: &[u32], candidate: &Candidate) -
             })
             .sum()
     };
-    let affected = WIDTHS.iter().map(affected).fold(f64::NEG_INFINITY, f64::max);
+    let affected = WIDTHS
+        .iter()
+        .map(affected)
+        .fold(f64::NEG_INFINITY, f64::max);
     affected - normal - candidate.price
 }
 

@@ -168,9 +168,11 @@ impl TableBuilder {
         let counts = self.observed.iter().zip(&self.expected);
         for ((group, (o, e)), row) in groups.of.iter().zip(counts).zip(0_u32..) {
             let at = *group as usize;
-            if let (Some(observed), Some(expected), Some(first)) =
-                (observed.get_mut(at), expected.get_mut(at), firsts.get_mut(at))
-            {
+            if let (Some(observed), Some(expected), Some(first)) = (
+                observed.get_mut(at),
+                expected.get_mut(at),
+                firsts.get_mut(at),
+            ) {
                 *observed += o;
                 *expected += e;
                 *first = (*first).min(row);

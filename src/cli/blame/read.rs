@@ -130,15 +130,16 @@ impl Text {
             }
             names.push(name);
         }
-        let place = |wanted: &str| {
-            names.iter().position(|name| *name == wanted).ok_or_else(|| {
+        let place =
+            |wanted: &str| {
+                names.iter().position(|name| *name == wanted).ok_or_else(|| {
                 let text = format!(
                     "there is no column `{wanted}`; a table has `{OBSERVED}` (observed) and \
                      `{EXPECTED}` (expected), and one column per attribute"
                 );
                 self.problem(line_of(record), 1, &text)
             })
-        };
+            };
         let (observed, expected) = (place(OBSERVED)?, place(EXPECTED)?);
         let attributes = names
             .iter()
@@ -172,7 +173,12 @@ impl Text {
         let Ok(text) = std::str::from_utf8(record.as_slice()) else {
             return Err(self.problem(line_of(record), 1, "the row is not UTF-8; save it as UTF-8"));
         };
-        let field = |at: usize| record.range(at).and_then(|range| text.get(range)).unwrap_or_default();
+        let field = |at: usize| {
+            record
+                .range(at)
+                .and_then(|range| text.get(range))
+                .unwrap_or_default()
+        };
         let count = |at: usize| {
             let written = field(at).trim();
             match written.parse::<f64>() {
