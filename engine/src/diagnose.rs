@@ -40,6 +40,12 @@ const CAUSES_MAX: usize = 8;
 /// alike, the change has no source among these attributes.
 const EVERYTHING_MIN: f64 = 0.95;
 
+/// Share of everything that changed from which on a single leaf is named by itself, and the evidence in
+/// nats that something happened to it (twenty to one). Its description is no shorter than the leaf, but a
+/// tenth of the change in one place is what people look for.
+const LEAF_SHARE_MIN: f64 = 0.1;
+const LEAF_SCORE_MIN: f64 = 3.0;
+
 /// A set of attribute values, by attribute.
 pub type Literals = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -101,7 +107,8 @@ pub fn diagnose(table: &Table) -> Diagnosis {
     for side in &sides {
         side.tell(table, &mut found);
     }
-    found.causes.sort_by(|a, b| b.gain.total_cmp(&a.gain));
+    let change = |cause: &Cause| (cause.observed - cause.expected).abs();
+    found.causes.sort_by(|a, b| change(b).total_cmp(&change(a)));
     if found.causes.is_empty() {
         explain::what_was_looked_at(table, &mut found);
     }
@@ -134,10 +141,37 @@ impl Side {
         candidates.sort_by_key(|candidate| candidate.attributes.len());
         let chosen = cover::choose(&candidates, &scores);
         let chosen = ripple::refine(leaves, noise, &candidates, chosen);
-        Self {
+        let mut side = Self {
             scores,
             candidates,
             chosen,
+        };
+        side.add_heavy_leaves(leaves);
+        side
+    }
+
+    /// Names leaves that no source explains and that hold a good part of the change by themselves.
+    fn add_heavy_leaves(&mut self, leaves: &Leaves) {
+        let change = |(observed, expected): (f64, f64)| (observed - expected).abs();
+        let least = LEAF_SHARE_MIN * leaves.counts().map(change).sum::<f64>();
+        let mut covered = vec![false; leaves.len()];
+        let chosen = self.chosen.iter().filter_map(|at| self.candidates.get(*at));
+        for leaf in chosen.flat_map(|cause| &cause.leaves) {
+            if let Some(covered) = covered.get_mut(*leaf as usize) {
+                *covered = true;
+            }
+        }
+        let counts = leaves.counts().zip(&self.scores).zip(covered);
+        for (leaf, ((counts, score), covered)) in (0_u32..).zip(counts) {
+            if !covered && *score >= LEAF_SCORE_MIN && change(counts) >= least {
+                self.chosen.push(self.candidates.len());
+                self.candidates.push(Candidate {
+                    attributes: (0..leaves.codes.len()).collect(),
+                    leaves: vec![leaf],
+                    score: *score,
+                    price: 0.0,
+                });
+            }
         }
     }
 

@@ -110,7 +110,7 @@ fn what_is_wrong_with_a_table_is_told_with_its_place_and_the_way_out() {
         ("real,predict,a\n1,,x\n", ":2:3: `` is not a count"),
         (
             "real,predict,a\n1,1,x\n1,1\n",
-            ":3:4: the row has 2 fields where",
+            ":3:5: the row has 2 fields where",
         ),
         (
             "real,predict,a\n1,1,x,y\n",
