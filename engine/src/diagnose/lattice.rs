@@ -15,6 +15,9 @@ pub(super) const DEPTH_MAX: usize = 4;
 /// is full, the weaker half of the candidates goes.
 const MEMBERSHIPS_MAX: usize = 1 << 25;
 
+/// What a source must gain, in nats: the fit of the noise moves sums of evidence by as much.
+const GAIN_MIN: f64 = 1.0;
+
 /// A source that its leaves speak for.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
@@ -134,7 +137,7 @@ impl<S: Scorer> Walk<'_, S> {
         let mut inside: Vec<Option<u32>> = Vec::with_capacity(sums.len());
         let mut count = 0;
         for sum in &sums {
-            pays.push((sum.score > price).then(|| Candidate {
+            pays.push((sum.score > price + GAIN_MIN).then(|| Candidate {
                 attributes: attributes.clone(),
                 leaves: Vec::with_capacity(sum.leaves as usize),
                 score: sum.score,
