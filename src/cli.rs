@@ -1,5 +1,6 @@
 //! The command line: what can be asked of the program, and with which exit code it ends.
 
+mod blame;
 mod demo;
 mod explain;
 mod run;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Demo),
     /// Plays scenarios in virtual time. Exit 0 if all expectations are met, 1 if not.
     Simulate(simulate::Simulate),
+    /// Finds the sources that explain what changed in tables of observed and expected counts.
+    Blame(blame::Blame),
     /// Shows which attributes, rules and limits a request would meet. Spends nothing.
     Explain(explain::Explain),
 }
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Check { paths } => run_check(&paths),
         Command::Demo(demo) => demo.run(),
         Command::Simulate(simulate) => simulate.run(),
+        Command::Blame(blame) => blame.run(),
         Command::Explain(explain) => explain.run(),
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod attribute;
 pub mod detect;
+pub mod diagnose;
 pub mod limit;
 pub mod policy;
 pub mod problem;

@@ -2,6 +2,7 @@
 //! see every byte. Decisions are tested in the engine; here the wiring is.
 
 mod admin;
+mod blame;
 mod commands;
 mod forwarding;
 mod framing;
