@@ -10,6 +10,8 @@ mod table;
 
 pub(super) use table::Table;
 
+use table::{Majors, Row, Sums};
+
 use super::gate::floor_of;
 use super::pattern::{Literal, Pattern};
 use crate::attribute::Side;
@@ -108,20 +110,31 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
     );
     let mut taken: Vec<Pattern> = Vec::new();
     for root in roots {
-        let within = |row: &table::Row| {
+        let within = |row: &Row| {
             root.matches(&row.key) && !taken.iter().any(|cause| cause.matches(&row.key))
         };
-        let mut rows = table.pick(within);
+        let rows = table.pick(&within);
         let surge = table.sum(&rows);
         let noise = 3.0 * (terms.dispersion * surge.expected / table.seconds).sqrt();
         let floor = floor_of(table.sum_of(&root).expected, terms.floor_per_second);
         let least = (COVERAGE_MIN * surge.excess()).max(floor);
+        if surge.excess() < least.max(noise) {
+            continue;
+        }
+        let mut majors = Majors::of(table, &rows, terms.columns.len(), least);
+        for pattern in taken.iter().chain([&root]) {
+            majors.add(pattern);
+        }
+        let full = table;
+        let table = &full.condensed(&majors, terms.columns.len());
+        let mut rows = table.pick(&within);
         while found.causes.len() < CAUSES_MAX {
             let rest = table.sum(&rows);
             if rest.excess() < least.max(noise) {
                 break;
             }
-            let Some(cause) = next_cause(table, &rows, &root, terms, least, &mut found) else {
+            let Some(cause) = next_cause(full, table, &rows, &root, terms, least, &mut found)
+            else {
                 break;
             };
             rows.retain(|row| table.row(*row).is_some_and(|row| !cause.matches(&row.key)));
@@ -132,7 +145,7 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
                 expected: sums.expected,
                 coverage: (sums.excess() / surge.excess()).clamp(0.0, 1.0),
                 collateral: sums.expected / table.everybody().expected.max(f64::MIN_POSITIVE),
-                collateral_of_service: collateral_of_service(table, &cause, terms.service),
+                collateral_of_service: collateral_of_service(full, &cause, terms.service),
                 pattern: cause,
             });
         }
@@ -140,8 +153,10 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
     found
 }
 
-/// Finds the one source with the most excess for the least normal traffic.
+/// Finds the one source with the most excess for the least normal traffic in `table`, which is `full`
+/// condensed.
 fn next_cause(
+    full: &Table,
     table: &Table,
     rows: &[u32],
     root: &Pattern,
@@ -161,11 +176,6 @@ fn next_cause(
             RISE_MIN
         };
         let described = describe::describe(table, rows, &core, lambda, terms.columns);
-        if described.who(terms.columns).is_everybody() {
-            let why = "describes what is asked for, not who asks".to_owned();
-            found.refuse(core, why);
-            continue;
-        }
         let sums = table.sum_within(rows, &described);
         if sums.excess() < least || sums.observed < rise_min * sums.expected {
             found.refuse(described, "too small a part of the surge".to_owned());
@@ -183,7 +193,7 @@ fn next_cause(
             );
             continue;
         }
-        let siblings = rise_of_siblings(table, &described);
+        let siblings = rise_of_siblings(full, &described);
         if sums.observed < rise_min * siblings * sums.expected {
             let why = format!("no more than others: those have risen {siblings:.1} times, too");
             found.refuse(described, why);
@@ -259,20 +269,23 @@ fn shift_of_the_mix(
 /// of several attributes the lowest; at least 1.
 fn rise_of_siblings(table: &Table, cause: &Pattern) -> f64 {
     let rises = cause.literals().iter().filter_map(|named| {
-        let mut siblings: Vec<table::Sums> = table
+        let mut siblings: Vec<Sums> = table
             .by_value(named.column)
             .into_iter()
             .filter(|(value, sums)| *value != named.value && sums.expected > 0.0)
             .map(|(_, sums)| sums)
             .collect();
-        siblings.sort_by(|a, b| a.rise().total_cmp(&b.rise()));
+        siblings.sort_by(|a, b| {
+            let by_rise = a.rise().total_cmp(&b.rise());
+            by_rise.then(a.expected.total_cmp(&b.expected))
+        });
         let half = siblings.iter().map(|sums| sums.expected).sum::<f64>() / 2.0;
         let mut below = 0.0;
         let median = siblings.iter().find(|sums| {
             below += sums.expected;
             below >= half
         });
-        median.map(table::Sums::rise)
+        median.map(Sums::rise)
     });
     rises.min_by(f64::total_cmp).unwrap_or(1.0).max(1.0)
 }

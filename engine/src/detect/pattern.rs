@@ -7,6 +7,10 @@ use crate::traffic::{Columns, LeafKey, Names};
 /// What stands for an attribute that a request does not have.
 pub(super) const ABSENT: u32 = 0;
 
+/// What stands for all values that cannot be part of a cause. One value in 2³² has it as its hash, and
+/// cannot be named.
+pub(super) const OTHER: u32 = u32::MAX;
+
 /// One attribute value, or its absence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Literal {

@@ -15,9 +15,14 @@ use crate::time::Instant;
 /// What blame looks at, at least.
 const LOOK_BACK_MIN: Duration = Duration::from_millis(200);
 
-/// How long every tick searches; later ones search at this interval.
-const EAGER_FOR: Duration = Duration::from_secs(3);
-const SEARCH_EVERY: Duration = Duration::from_millis(500);
+/// How often a surge without a rule is searched, by its age: at every tick while it is new, more seldom
+/// the less it is likely that one more look tells more.
+const SEARCHES: [(Duration, Duration); 3] = [
+    (Duration::from_secs(1), Duration::ZERO),
+    (Duration::from_secs(4), Duration::from_millis(200)),
+    (Duration::from_secs(15), Duration::from_millis(500)),
+];
+const SEARCH_EVERY: Duration = Duration::from_secs(1);
 
 /// How old a surge is before people are told that nothing explains it, and before a suffering
 /// upstream justifies a throttle of who may be innocent.
@@ -128,10 +133,12 @@ impl Detector {
             let evidence = rates_of(&alarms, self.service);
             suspicion.incident = Some(self.incidents.open(suspicion.began, evidence, now));
         }
-        let due = now.since(suspicion.raised) < EAGER_FOR
-            || suspicion
-                .searched
-                .is_none_or(|at| now.since(at) >= SEARCH_EVERY);
+        let age = now.since(suspicion.raised);
+        let every = SEARCHES
+            .iter()
+            .find(|(until, _)| age < *until)
+            .map_or(SEARCH_EVERY, |(_, every)| *every);
+        let due = suspicion.searched.is_none_or(|at| now.since(at) >= every);
         let rules = self.measures.len();
         let acted = due && {
             suspicion.searched = Some(now);

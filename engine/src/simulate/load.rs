@@ -159,9 +159,12 @@ impl Stream {
         random: &mut Random,
         facts: &mut RequestFacts<'a>,
     ) {
+        // Clients join one after the other while it ramps up; each sends as it will to the end.
+        let age = t - self.event.from.as_secs_f64();
+        let joined = (f64::from(self.clients) * self.event.progress(age)).max(1.0);
         let rank = match self.event.kind {
-            Kind::Crowd => self.ranks.sender(f64::from(self.clients), random.bits()),
-            _ => below(random.bits(), self.clients as usize) as u32,
+            Kind::Crowd => self.ranks.sender(joined, random.bits()),
+            _ => below(random.bits(), joined as usize) as u32,
         };
         let seed = mix(self.seed ^ u64::from(rank) << 1);
         let member = self

@@ -21,7 +21,7 @@ use ahash::AHashMap;
 
 use super::is_who;
 use super::table::{Sums, Table};
-use crate::detect::pattern::{Literal, Pattern};
+use crate::detect::pattern::{ABSENT, Literal, OTHER, Pattern};
 use crate::traffic::Columns;
 
 /// Share of the excess that has the value.
@@ -39,10 +39,10 @@ const TWIN_IMPLIES: f64 = 0.9;
 /// Share of the other's that also has the one.
 const TWIN_BACK: f64 = 0.5;
 
-/// Share of the source's normal traffic that a fingerprint or a what attribute must spare, and share
-/// of everybody's below which it does not matter.
+/// Share of the source's normal traffic that a fingerprint or a what attribute must spare, and the
+/// requests per second below which that is no more than chance: ten in ten minutes.
 const CUT_MIN: f64 = 0.3;
-const CUT_MATTERS: f64 = 0.001;
+const CUT_PER_SECOND_MIN: f64 = 1.0 / 60.0;
 
 /// Utility that the description may lose against the conjunction, as a share of the excess.
 const LOSS_MAX: f64 = 0.05;
@@ -111,8 +111,7 @@ pub(super) fn describe(
         let narrower = chosen.with(literal);
         let before = table.sum_of(&chosen).expected;
         let spared = before - table.sum_of(&narrower).expected;
-        let matters = spared >= CUT_MATTERS * table.everybody().expected;
-        if matters && spared >= CUT_MIN * before && keeps(&narrower) {
+        if spared >= CUT_PER_SECOND_MIN && spared >= CUT_MIN * before && keeps(&narrower) {
             chosen = narrower;
         }
     }
@@ -136,7 +135,9 @@ fn shared(
         }
         let literal = sums
             .into_iter()
-            .filter(|(value, sums)| *value != 0 && sums.excess() >= SHARED_MIN * target)
+            .filter(|(value, sums)| {
+                ![ABSENT, OTHER].contains(value) && sums.excess() >= SHARED_MIN * target
+            })
             .max_by(|a, b| a.1.excess().total_cmp(&b.1.excess()).then(b.0.cmp(&a.0)))
             .map(|(value, _)| Literal { column, value });
         found.extend(literal);

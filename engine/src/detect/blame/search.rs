@@ -11,7 +11,7 @@ use ahash::AHashMap;
 use super::table::{Sums, Table};
 use super::{COVERAGE_MIN, is_who};
 use crate::attribute::Side;
-use crate::detect::pattern::{ABSENT, Literal, Pattern};
+use crate::detect::pattern::{ABSENT, Literal, OTHER, Pattern};
 use crate::traffic::{Column, Columns};
 
 /// The most attributes of a conjunction.
@@ -152,7 +152,8 @@ pub(super) fn search(
 /// operator's own attributes of clients it says that this is none of his apps.
 pub(super) fn may_be_named(literal: Literal, columns: &Columns) -> bool {
     let own = |column: &Column| column.own && column.side == Side::Who;
-    literal.value != ABSENT || columns.get(literal.column).is_some_and(own)
+    literal.value != OTHER
+        && (literal.value != ABSENT || columns.get(literal.column).is_some_and(own))
 }
 
 /// Adds up rows by the value in a column.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
-use crate::detect::pattern::Pattern;
+use crate::detect::pattern::{ABSENT, OTHER, Pattern};
 use crate::traffic::LeafKey;
 
 /// One combination.
@@ -122,9 +122,9 @@ impl Table {
         sums
     }
 
-    /// Adds up all rows by the value in a column, in order of value.
-    pub(super) fn by_value(&self, column: usize) -> BTreeMap<u32, Sums> {
-        let mut values: BTreeMap<u32, Sums> = BTreeMap::new();
+    /// Adds up all rows by the value in a column.
+    pub(super) fn by_value(&self, column: usize) -> AHashMap<u32, Sums> {
+        let mut values: AHashMap<u32, Sums> = AHashMap::new();
         for row in &self.rows {
             values.entry(row.key.value(column)).or_default().add(row);
         }
@@ -140,7 +140,81 @@ impl Table {
         values
     }
 
+    /// Returns the table with every value but `majors` replaced by [`OTHER`]: as many rows as there are
+    /// combinations of those, mostly a few hundred. Sums of sources that name only majors are the same.
+    pub(super) fn condensed(&self, majors: &Majors, columns: usize) -> Self {
+        let mut condensed = Self::new(self.seconds, CONDENSED_ROWS);
+        for row in &self.rows {
+            let value = |column| {
+                let value = row.key.value(column);
+                if value == ABSENT || majors.contains(column, value) {
+                    value
+                } else {
+                    OTHER
+                }
+            };
+            let key = LeafKey::of_values((0..columns).map(value));
+            condensed.add(&key, row.observed, row.expected);
+        }
+        condensed
+    }
+
     pub(super) fn everybody(&self) -> Sums {
         self.everybody
+    }
+}
+
+/// Room for so many rows is made at once in a condensed table.
+const CONDENSED_ROWS: usize = 1 << 10;
+
+/// The most values of a column that are told apart in a condensed table.
+const MAJORS_MAX: usize = 255;
+
+/// The values, column by column, that may be part of a cause.
+#[derive(Debug, Default)]
+pub(super) struct Majors {
+    columns: Vec<AHashSet<u32>>,
+}
+
+impl Majors {
+    /// Picks the values whose rows alone have gained `least` within `rows`. No source has more excess
+    /// than the rows that gain in it, nor than those of any of its values: no other can be named.
+    pub(super) fn of(table: &Table, rows: &[u32], columns: usize, least: f64) -> Self {
+        let mut gains: Vec<AHashMap<u32, f64>> = vec![AHashMap::new(); columns];
+        for row in table.rows(rows) {
+            let gain = row.observed - row.expected;
+            if gain > 0.0 {
+                for (column, gains) in gains.iter_mut().enumerate() {
+                    *gains.entry(row.key.value(column)).or_default() += gain;
+                }
+            }
+        }
+        let major = |gains: AHashMap<u32, f64>| {
+            let mut major: Vec<(u32, f64)> = gains
+                .into_iter()
+                .filter(|(_, gain)| *gain >= least)
+                .collect();
+            major.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            major.truncate(MAJORS_MAX);
+            major.into_iter().map(|(value, _)| value).collect()
+        };
+        Self {
+            columns: gains.into_iter().map(major).collect(),
+        }
+    }
+
+    /// Adds the values of a source, so that it can be told from others.
+    pub(super) fn add(&mut self, source: &Pattern) {
+        for literal in source.literals() {
+            if let Some(column) = self.columns.get_mut(literal.column) {
+                column.insert(literal.value);
+            }
+        }
+    }
+
+    fn contains(&self, column: usize, value: u32) -> bool {
+        self.columns
+            .get(column)
+            .is_some_and(|values| values.contains(&value))
     }
 }
