@@ -304,10 +304,11 @@ def surges(report, batches):
     whole = sum(outcome["requests"] for outcome, _ in batches)
     legitimate = sum(outcome["legitimate_refused_ratio"] for outcome, _ in batches) / len(batches)
     report.add("legitimate requests refused", percent(legitimate), "0.1 %", legitimate <= 0.001)
-    known = [(s["known_source_legitimate_served_ratio"], s["source_legitimate_requests"]) for s, _ in pairs]
+    blocked = [s for s, _ in pairs if s["blocked_after_s"] is not None]
+    known = [(s["known_source_legitimate_served_ratio"], s["source_legitimate_requests"]) for s in blocked]
     known = [(served, of) for served, of in known if served is not None]
     served = sum(a * b for a, b in known) / max(1, sum(b for _, b in known))
-    report.add(f"honest users of the source, known before, served ({len(known)} surges have such)", percent(served), "90 %", served >= 0.9)
+    report.add(f"honest users of a blocked source, known before, served ({len(known)} surges have such)", percent(served), "90 %", served >= 0.9)
     false = sum(outcome["false_rules"] for outcome, _ in batches)
     report.note("rules that hit no surge's source", str(false))
     speed = sum(o["requests"] + o["requests_trained"] for o, _ in batches) / sum(o["wall_s"] for o, _ in batches)

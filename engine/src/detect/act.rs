@@ -36,9 +36,10 @@ pub(super) const PURITY_MIN: f64 = 0.9;
 /// How long it stays so.
 const PURE_FOR: Duration = Duration::from_secs(1);
 
-/// After so many judgements on end, one a second, a source that was unclear counts as a loop, and one
-/// that was a loop as a crowd.
+/// After so many judgements on end, one a second, a source that was unclear counts as a loop, one that
+/// seemed to loop as one that does, and one that was a loop as a crowd.
 const SURE_AFTER: u32 = 2;
+const LIKELY_FOR: u32 = 5;
 const CROWD_AFTER: u32 = 3;
 
 /// How long a crowd that was blocked by mistake is throttled while no upstream suffers.
@@ -143,6 +144,14 @@ impl Opinion {
             // Under a rule, who is refused sends less or more than usual: what cannot be told now
             // does not undo what could be told before.
             Nature::Unclear => false,
+            // A crowd that opens with a burst has looked like it for a moment; who goes on is none.
+            Nature::LikelyLoop if self.times >= LIKELY_FOR && current != Nature::Crowd => {
+                return if current.is_sure() {
+                    current
+                } else {
+                    Nature::Loop
+                };
+            }
             Nature::LikelyLoop => current == Nature::Unclear,
             Nature::Loop | Nature::ForgedInstances => {
                 !current.is_sure() && (self.times >= SURE_AFTER || current != Nature::Crowd)

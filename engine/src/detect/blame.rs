@@ -36,8 +36,13 @@ const LAMBDAS: [f64; 3] = [4.0, 1.0, 0.25];
 /// from its siblings: where everybody sends five times as much, somebody always sends six.
 const RISE_MIN: f64 = 2.0;
 
-/// The same of a source that is most of everybody.
+/// The same of a source that sends much in any case, and up to how many times what was expected all
+/// others may then have sent: whether it rose or everybody did is hard to tell from so little.
 const RISE_OF_MANY_MIN: f64 = 1.4;
+const OTHERS_RISE_MAX: f64 = 1.1;
+
+/// Share of normal traffic from which on a source is everybody by another name.
+const MOST_OF_EVERYBODY: f64 = 0.5;
 
 /// Share of a cause's excess that each more general source must show too, everybody included. A
 /// version that replaces another has excess, everybody has none.
@@ -193,13 +198,24 @@ fn next_cause(
             );
             continue;
         }
+        let everybody = table.everybody();
+        if sums.expected > MOST_OF_EVERYBODY * everybody.expected {
+            found.refuse(described, "is most of normal traffic".to_owned());
+            continue;
+        }
+        let others = (everybody.observed - sums.observed) / (everybody.expected - sums.expected);
+        if rise_min < RISE_MIN && others > OTHERS_RISE_MAX {
+            let why = format!("little more than others: those have risen {others:.1} times, too");
+            found.refuse(described, why);
+            continue;
+        }
         let siblings = rise_of_siblings(full, &described);
         if sums.observed < rise_min * siblings * sums.expected {
             let why = format!("no more than others: those have risen {siblings:.1} times, too");
             found.refuse(described, why);
             continue;
         }
-        let everybody = table.everybody().expected.max(f64::MIN_POSITIVE);
+        let everybody = everybody.expected.max(f64::MIN_POSITIVE);
         let shorter = |literal: &Literal| described.without(*literal);
         let single = |literal: &Literal| Pattern::default().with(*literal);
         let literals = described.literals().iter();

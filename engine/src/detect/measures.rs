@@ -22,6 +22,10 @@ const JUDGED_MAX: usize = 8;
 /// Over which time a source that was released is looked at, to see whether it is back.
 const WAKE_OVER: Duration = Duration::from_millis(300);
 
+/// Share of what came unexplained from which on a source that was released is the cause. In a surge of
+/// somebody else who has a value in common with it, it rises a little, too.
+const WAKE_SHARE: f64 = 0.5;
+
 /// After so many judgements on end by which a rule mostly refuses known, quiet clients, it goes.
 const HARMLESS_MAX: u32 = 3;
 
@@ -169,7 +173,12 @@ impl Detector {
     /// Puts rules in force again whose source is back before their time was over.
     pub(super) fn wake(&mut self, now: Instant) -> bool {
         let mut past = std::mem::take(&mut self.past);
-        let back = past.wake(now, |measure| self.offered(measure, WAKE_OVER, now));
+        let unexplained = self.unexplained(now);
+        let back = past.wake(now, |measure| {
+            let offered = self.unruled(measure, now);
+            let is_it = offered - measure.expected >= WAKE_SHARE * unexplained;
+            if is_it { offered } else { 0.0 }
+        });
         self.past = past;
         let mut woke = false;
         for measure in back {
@@ -193,6 +202,29 @@ impl Detector {
             self.reinstate(measure, now);
         }
         woke
+    }
+
+    /// Returns the requests per second of a sleeping rule's source that no rule in force answers for.
+    fn unruled(&self, measure: &Measure, now: Instant) -> f64 {
+        if measure.address.is_some() {
+            return self.offered(measure, WAKE_OVER, now);
+        }
+        let is_evidence = self.is_evidence();
+        let from = now - WAKE_OVER;
+        let came = self
+            .window
+            .requests_since(from, |key| measure.pattern.matches(key) && is_evidence(key));
+        came / self.window.seconds_since(from).max(f64::MIN_POSITIVE)
+    }
+
+    /// Returns how many requests per second came of everybody above what is expected, besides those
+    /// that a rule in force answers for.
+    fn unexplained(&self, now: Instant) -> f64 {
+        let from = now - WAKE_OVER;
+        let came = self.window.requests_since(from, self.is_evidence());
+        let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let expected = self.reference.level() - self.held(|_| true);
+        (came / seconds - expected.max(0.0)).max(0.0)
     }
 
     fn reinstate(&mut self, measure: Measure, now: Instant) {

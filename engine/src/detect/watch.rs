@@ -181,7 +181,7 @@ impl Detector {
     }
 
     /// What is expected of the sources under rules, which are no evidence.
-    fn held(&self, belongs: impl Fn(&Pattern) -> bool) -> f64 {
+    pub(super) fn held(&self, belongs: impl Fn(&Pattern) -> bool) -> f64 {
         let now = self
             .window
             .newest()
