@@ -197,6 +197,8 @@ impl Measure {
     /// Takes in what the source was judged to be now. Returns whether what is done about it changes.
     pub(super) fn hear(&mut self, judged: Nature, now: Instant) -> bool {
         let nature = self.opinion.hear(judged, self.nature, now);
+        // It was taken for what it is not, and is let go as soon as that is clear.
+        self.eased |= nature == Nature::Crowd && self.nature.is_misbehaviour();
         std::mem::replace(&mut self.nature, nature) != nature
     }
 

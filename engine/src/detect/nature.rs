@@ -27,6 +27,11 @@ const SAMPLED_MIN: usize = 8;
 const FORGED_SINGLE_MIN: f64 = 0.9;
 const USUALLY_SINGLE_MAX: f64 = 0.6;
 
+/// Where usually more have, instances are forged if at most this share of those come back that usually
+/// do, and if it can be told: from so many requests per instance seen on.
+const FORGED_BACK_MAX: f64 = 0.25;
+const COMES_BACK_MIN: f64 = 1.05;
+
 /// How old a surge must be before its instances may be called forged: every instance has sent one
 /// request when it has only just come.
 const FORGED_AFTER: Duration = Duration::from_secs(2);
@@ -90,11 +95,14 @@ pub(super) struct Finding {
 }
 
 /// What one judgement needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Judge<'a> {
     pub(super) window: &'a Window,
     pub(super) instances: &'a Usual,
     pub(super) addresses: &'a Usual,
+    /// Clients that have a rule of their own: what they do says nothing of others that they have a
+    /// value in common with.
+    pub(super) besides: Vec<Pattern>,
     /// Requests per second that are expected of everybody.
     pub(super) level: f64,
     pub(super) now: Instant,
@@ -129,7 +137,10 @@ impl Judge<'_> {
             Nature::ForgedInstances
         } else if [(&second, Length::Second), (&long, Length::Long)]
             .into_iter()
-            .any(|(clients, length)| self.seem_to_loop(clients, length, who, expected, age))
+            .any(|(clients, length)| {
+                let age = age.max(self.age_of_excess(clients, length, &second, expected));
+                self.seem_to_loop(clients, length, who, expected, age)
+            })
         {
             Nature::LikelyLoop
         } else if age >= CROWD_AFTER && says_second == Says::More && says_long == Says::More {
@@ -147,7 +158,9 @@ impl Judge<'_> {
     }
 
     fn clients(&self, kind: ClientKind, who: &Pattern, length: Length) -> Clients {
-        let belongs = |key: &LeafKey| who.matches(key);
+        let belongs = |key: &LeafKey| {
+            who.matches(key) && !self.besides.iter().any(|other| other.matches(key))
+        };
         let from = self.now - length.duration();
         let clients = self.window.clients_since(kind, from, belongs);
         one_row_each(clients)
@@ -189,6 +202,26 @@ impl Judge<'_> {
         } else {
             Says::Neither
         }
+    }
+
+    /// Returns how long it took the excess of a window to come at the rate of the last second. What had
+    /// drifted above what is expected before the surge began has had the whole window to come back.
+    fn age_of_excess(
+        &self,
+        clients: &Clients,
+        length: Length,
+        second: &Clients,
+        expected: f64,
+    ) -> Duration {
+        let excess = |clients: &Clients, length: Length| {
+            let seconds = self.window.seconds_since(self.now - length.duration());
+            let came = requests(clients) * f64::from(clients.shift).exp2();
+            (came - expected * seconds, seconds)
+        };
+        let (of_second, seconds) = excess(second, Length::Second);
+        let (all, longest) = excess(clients, length);
+        let took = all * seconds / of_second.max(f64::MIN_POSITIVE);
+        Duration::try_from_secs_f64(took.clamp(0.0, longest)).unwrap_or_default()
     }
 
     /// Returns whether the clients of the excess send [`LIKELY_MIN`] times as often as usual, told from
@@ -234,15 +267,34 @@ impl Judge<'_> {
         };
         let singles = long.rows.iter().filter(|row| row.requests == 1).count();
         let share = singles as f64 / long.rows.len().max(1) as f64;
-        age >= FORGED_AFTER
+        let live_once = if usual.single_share() <= USUALLY_SINGLE_MAX {
+            age >= FORGED_AFTER && share >= FORGED_SINGLE_MIN
+        } else {
+            age >= Length::Long.duration() && self.never_come_back(long, usual, expected)
+        };
+        live_once
             && long.rows.len() >= SAMPLED_MIN
-            && share >= FORGED_SINGLE_MIN
-            && usual.single_share() <= USUALLY_SINGLE_MAX
             && [Length::Second, Length::Long].into_iter().any(|length| {
                 let addresses = self.clients(ClientKind::Address, who, length);
                 let usual = self.addresses.of(who, length);
                 self.says(&addresses, length, usual, expected) == Says::Fewer
             })
+    }
+
+    /// Returns whether instances of the excess come back far more seldom than usual, where most are
+    /// seen once in any case. Of a crowd as many come back as usual; of forged ones, none.
+    fn never_come_back(&self, long: &Clients, usual: Tally, expected: f64) -> bool {
+        let scale = f64::from(long.shift).exp2();
+        let seconds = self
+            .window
+            .seconds_since(self.now - Length::Long.duration());
+        let mean = usual.mean();
+        let before = expected * seconds / mean;
+        let excess = requests(long) * scale - expected * seconds;
+        let new = long.rows.len() as f64 * scale - before;
+        let per_instance = 1.0 + (mean - 1.0) * FORGED_BACK_MAX;
+        let error = error_of(long, per_instance) + 2.0 * before.sqrt() + BEFORE_ERROR * before;
+        mean >= COMES_BACK_MIN && excess > 0.0 && new - error >= excess / per_instance
     }
 }
 

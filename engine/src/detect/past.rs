@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::act::{Measure, PURITY_MIN};
+use super::nature::Nature;
 use crate::rules::DETECTED_TTL;
 use crate::source::Source;
 use crate::time::Instant;
@@ -40,8 +41,12 @@ impl Past {
             .map_or(DETECTED_TTL, |(_, ttl, _)| (*ttl * 2).min(TTL_MAX))
     }
 
-    /// Remembers a released rule. One against a known misbehaviour sleeps until its `ttl` is over.
+    /// Remembers a released rule, unless it was a crowd's. One against a known misbehaviour sleeps until
+    /// its `ttl` is over.
     pub(super) fn remember(&mut self, measure: Measure, now: Instant) {
+        if measure.nature == Nature::Crowd {
+            return;
+        }
         self.sources
             .retain(|(past, _, at)| *past != measure.source && now.since(*at) < FORGOTTEN_AFTER);
         if self.sources.len() >= PAST_MAX {

@@ -40,7 +40,14 @@ impl Detector {
     /// both, all traffic of the clients is judged, against all that is expected of them.
     pub(super) fn judge(&self, source: &Pattern, began: Instant, now: Instant) -> Finding {
         let who = source.who(&self.columns);
+        let others = self.measures.iter().filter(|measure| !measure.shares);
+        let besides = others
+            .filter(|measure| measure.address.is_none() && measure.pattern != *source)
+            .map(|measure| measure.pattern.who(&self.columns))
+            .filter(|other| !other.is_everybody() && *other != who)
+            .collect();
         let judge = Judge {
+            besides,
             window: &self.window,
             instances: &self.instances,
             addresses: &self.addresses,
