@@ -289,7 +289,8 @@ impl Detector {
 
     /// Returns whether a surge is being looked into.
     pub fn is_alarmed(&self) -> bool {
-        self.is_suspicious()
+        let newest = self.window.newest();
+        newest.is_some_and(|tick| self.is_suspicious(tick.until))
     }
 
     /// Returns how much normal traffic was learnt from.

@@ -30,5 +30,5 @@ pub use scenario::{
     Background, Drawn, Draws, Event, Expectation, Instances, Kind, Scenario, TableSpec, Wanted,
     Written,
 };
-pub use table::{Table, TableReader};
+pub use table::{LINE_BYTES_MAX, Table, TableReader};
 pub use world::{Inputs, Simulation, TICK};

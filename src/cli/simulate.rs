@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,7 +14,8 @@ use tidegate_engine::problem::{Problem, Problems};
 use tidegate_engine::rules::Rules;
 use tidegate_engine::rules_file::Vocabulary;
 use tidegate_engine::simulate::{
-    Background, Inputs, Outcome, Scenario, Shape, Simulation, Table, TableReader, Written,
+    Background, Inputs, LINE_BYTES_MAX, Outcome, Scenario, Shape, Simulation, Table, TableReader,
+    Written,
 };
 
 use super::{complain, say};
@@ -100,7 +101,7 @@ fn load(path: &Path) -> Result<(Scenario, Inputs), Problems> {
     if let Some(written) = &scenario.rules {
         let found = files(&beside(written)).map_err(|problem| named(written, "rules", &problem))?;
         let mut vocabulary = Vocabulary::lenient_beyond(schema);
-        // Rules that end by the calendar are as they would be now.
+        // No calendar in virtual time: rules with an `until` are in force to the end.
         rules = parse_rules(&found, &mut vocabulary, SystemTime::UNIX_EPOCH)?;
         schema = vocabulary.schema().clone();
     }
@@ -131,7 +132,12 @@ fn read_table(path: &Path, written: &Written) -> Result<Table, Problems> {
     let mut lines = BufReader::with_capacity(1 << 20, file);
     let mut reader = TableReader::new(&path.to_string_lossy());
     let mut line = String::new();
-    while lines.read_line(&mut line).map_err(unreadable)? > 0 {
+    while (&mut lines)
+        .take(LINE_BYTES_MAX as u64 + 1)
+        .read_line(&mut line)
+        .map_err(unreadable)?
+        > 0
+    {
         if !reader.line(&line) {
             break;
         }

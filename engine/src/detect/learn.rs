@@ -33,13 +33,13 @@ impl Detector {
             self.reference.settle(self.columns.len(), |key| {
                 measures.iter().any(|measure| measure.pattern.matches(key))
             });
-            if calm && !self.is_suspicious() {
+            if calm && !self.is_suspicious(now) {
                 self.learn_clients(now);
             }
         }
         if now.since(self.clock.familiar) >= self.settle_every() {
             self.clock.familiar = now;
-            if self.is_suspicious() || !self.measures.is_empty() {
+            if self.is_suspicious(now) || !self.measures.is_empty() {
                 self.familiar.discard();
             } else {
                 self.familiar.settle();

@@ -45,8 +45,9 @@ impl Detector {
             .map(|measure| self.offered(measure, SECOND, now))
             .collect();
         let mut released = Vec::new();
+        let before = self.window.newest().map_or(now, |tick| tick.from);
         for (at, (measure, offered)) in self.measures.iter_mut().zip(offered).enumerate() {
-            let percent = measure.percent(&self.spec, now - Duration::from_millis(100));
+            let percent = measure.percent(&self.spec, before);
             let situation = Situation {
                 spec: &self.spec,
                 is_warm,
@@ -176,7 +177,15 @@ impl Detector {
         let unexplained = self.unexplained(now);
         let back = past.wake(now, |measure| {
             let offered = self.unruled(measure, now);
-            let is_it = offered - measure.expected >= WAKE_SHARE * unexplained;
+            if unexplained < measure.floor || measure.is_calm(offered) {
+                return 0.0;
+            }
+            // What is normal may have changed since it was let go.
+            let expected = match measure.address {
+                Some(_) => measure.expected,
+                None => self.reference.expected_of_pattern(&measure.pattern),
+            };
+            let is_it = offered - expected.max(measure.expected) >= WAKE_SHARE * unexplained;
             if is_it { offered } else { 0.0 }
         });
         self.past = past;
@@ -191,15 +200,25 @@ impl Detector {
                 collateral: measure.collateral,
                 collateral_of_service: measure.collateral,
             };
-            if self.measures.iter().any(same)
-                || !self
-                    .room_for(&cause)
-                    .is_ok_and(|room| room.leaving.is_empty())
-            {
+            let room = self.room_for(&cause);
+            if self.measures.iter().any(same) {
                 continue;
             }
+            if !room.is_ok_and(|room| room.leaving.is_empty()) {
+                self.past.put_back(measure);
+                continue;
+            }
+            // It did so before; whether it does again is told within seconds.
+            let nature = match measure.address {
+                Some(_) => measure.nature,
+                None => match self.judge(&measure.pattern, now - WAKE_OVER, now).nature {
+                    Nature::Crowd => continue,
+                    Nature::Unclear => Nature::LikelyLoop,
+                    known => known,
+                },
+            };
             woke = true;
-            self.reinstate(measure, now);
+            self.reinstate(Measure { nature, ..measure }, now);
         }
         woke
     }
@@ -238,6 +257,7 @@ impl Detector {
         let began = now - WAKE_OVER;
         let incident = self.incidents.open(began, evidence, now);
         let blocks = matches!(self.spec.mode, DetectionMode::Auto | DetectionMode::Suggest)
+            && measure.nature.is_sure()
             && self.is_warm()
             && measure.collateral <= self.spec.collateral_max;
         let name = act::name_of(incident);

@@ -92,6 +92,11 @@ impl Past {
         self.dormant.extract_if(.., is_back).collect()
     }
 
+    /// Lets a rule sleep on for which there was no room.
+    pub(super) fn put_back(&mut self, measure: Measure) {
+        self.dormant.push(measure);
+    }
+
     /// Forgets the sleeping rules that a new one makes superfluous.
     pub(super) fn supersede(&mut self, source: &Source) {
         self.dormant.retain(|measure| measure.source != *source);

@@ -261,9 +261,16 @@ impl Reference {
     }
 
     pub(super) fn set_numbers(&mut self, [level, dispersion, trained]: [f64; 3]) {
-        self.level = level;
-        self.dispersion = dispersion.clamp(1.0, 100.0);
-        self.trained = trained;
+        let sane = |number: f64| {
+            if number.is_finite() {
+                number.clamp(0.0, 1e9)
+            } else {
+                0.0
+            }
+        };
+        self.level = sane(level);
+        self.dispersion = sane(dispersion).clamp(1.0, 100.0);
+        self.trained = sane(trained);
     }
 
     /// Returns the last minutes and the day.

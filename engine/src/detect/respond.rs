@@ -103,7 +103,8 @@ impl Detector {
         };
         let patient = now.since(suspicion.raised) >= PATIENCE;
         let acts = finding.nature.is_misbehaviour() || patient && stress.concerns(&source);
-        if finding.nature != Nature::Crowd {
+        let suffers = stress.concerns(&source);
+        if finding.nature != Nature::Crowd && (suffers || suspicion.is_young(now)) {
             suspicion.suspects.push(cause.pattern.clone());
         }
         if !acts {
@@ -136,6 +137,10 @@ impl Detector {
                     when: found.source,
                     why: Arc::from(why),
                 });
+                if suspicion.incident.is_none() {
+                    let opened = self.incidents.open(suspicion.began, evidence.clone(), now);
+                    suspicion.incident = Some(opened);
+                }
                 let what = Happening::NotLocalisable;
                 self.tell(suspicion, what, finding.nature, None, evidence, now);
                 false
@@ -146,7 +151,7 @@ impl Detector {
     /// Returns the wider source in place of a cause of which several kinds have rules already, and
     /// ends those; the cause itself where that would hit too much.
     fn widened(&mut self, found: Found, now: Instant) -> Found {
-        if found.address.is_some() {
+        if found.address.is_some() || !found.nature.is_misbehaviour() {
             return found;
         }
         let Some((wider, places)) = self.siblings(&found.cause.pattern) else {
@@ -259,17 +264,18 @@ impl Detector {
         };
         // A gateway of many honest clients that always is as busy as the cause must not be taken for
         // it, by chance or because somebody aimed at that: what counts is the rise.
-        let (address, observed) = self.window.risen_most(from, suspicion.began, has_none)?;
+        let (address, rise, before) = self.window.risen_most(from, suspicion.began, has_none)?;
         let excess = cause.observed - cause.expected;
-        if observed < SINGLE_ADDRESS_MIN * excess || observed > excess / SINGLE_ADDRESS_MIN {
+        if rise < SINGLE_ADDRESS_MIN * excess || rise > excess / SINGLE_ADDRESS_MIN {
             return None;
         }
         let who = cause.pattern.who(&self.columns);
-        let usual = self.addresses.of(&who, Length::Second)?.mean();
+        // What was there before, behind a gateway, is as normal as what addresses usually send.
+        let usual = self.addresses.of(&who, Length::Second)?.mean().max(before);
         let narrowed = Cause {
-            observed,
+            observed: before + rise,
             expected: usual,
-            coverage: cause.coverage * (observed / excess).min(1.0),
+            coverage: cause.coverage * (rise / excess).min(1.0),
             collateral: usual / self.reference.level().max(usual),
             collateral_of_service: usual / self.reference.level().max(usual),
             pattern: cause.pattern.clone(),

@@ -35,6 +35,9 @@ const QUIET_FOR: Duration = Duration::from_secs(2);
 const FREEZE: Duration = Duration::from_secs(10);
 const FREEZE_VALUE: Duration = Duration::from_secs(3);
 
+/// How long nothing is learnt from a suspect that does no harm.
+const SUSPECT_FOR: Duration = Duration::from_mins(5);
+
 /// What was considered besides the causes that were found.
 #[derive(Debug, Default)]
 pub(super) struct Considered {
@@ -78,6 +81,12 @@ impl Suspicion {
         }
     }
 
+    /// Returns whether it is so new that nothing may be learnt from those it is about. Who goes on for
+    /// longer without harm, and without anybody knowing why, is how things are by now.
+    pub(super) fn is_young(&self, now: Instant) -> bool {
+        now.since(self.raised) < SUSPECT_FOR
+    }
+
     fn is_frozen(&self, now: Instant) -> bool {
         now.since(self.raised) < if self.wide { FREEZE } else { FREEZE_VALUE }
     }
@@ -96,11 +105,12 @@ impl Detector {
     }
 
     /// Returns whether everybody or a whole service surges, without a rule against it yet.
-    pub(super) fn is_suspicious(&self) -> bool {
-        self.suspicion
-            .as_ref()
-            .is_some_and(|suspicion| suspicion.wide)
-            || self.gate.is_uneasy()
+    pub(super) fn is_suspicious(&self, now: Instant) -> bool {
+        match &self.suspicion {
+            Some(suspicion) if !suspicion.is_young(now) => false,
+            Some(suspicion) if suspicion.wide => true,
+            _ => self.gate.is_uneasy(),
+        }
     }
 
     /// Asks the gate, and looks into its alarms. Returns whether a rule was made.

@@ -203,32 +203,33 @@ impl Window {
     }
 
     /// Returns the address, of those that `belongs` picks, whose requests per second since `from`
-    /// have risen the most over what they were before `began`, and that rise. `None` where too little
-    /// is kept from before to tell.
+    /// have risen the most over what they were before `began`, that rise, and what they were. `None`
+    /// where too little is kept from before to tell.
     pub(super) fn risen_most(
         &self,
         from: Instant,
         began: Instant,
         belongs: impl Fn(IpAddr) -> bool,
-    ) -> Option<(IpAddr, f64)> {
+    ) -> Option<(IpAddr, f64, f64)> {
         let before = || self.ticks.iter().filter(|tick| tick.until <= began);
         let seconds_before: f64 = before().map(Tick::seconds).sum();
         let seconds = self.seconds_since(from);
         if seconds_before < SECOND.as_secs_f64() || seconds <= 0.0 {
             return None;
         }
-        let mut rises: BTreeMap<IpAddr, f64> = BTreeMap::new();
+        let mut rates: BTreeMap<IpAddr, (f64, f64)> = BTreeMap::new();
         for (address, requests) in self.since(from).flat_map(|tick| &tick.talkers) {
-            *rises.entry(*address).or_default() += requests / seconds;
+            rates.entry(*address).or_default().0 += requests / seconds;
         }
         for (address, requests) in before().flat_map(|tick| &tick.talkers) {
-            if let Some(rise) = rises.get_mut(address) {
-                *rise -= requests / seconds_before;
+            if let Some((_, earlier)) = rates.get_mut(address) {
+                *earlier += requests / seconds_before;
             }
         }
-        rises
+        rates
             .into_iter()
             .filter(|(address, _)| belongs(*address))
+            .map(|(address, (rate, earlier))| (address, rate - earlier, earlier))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::course::{Shape, Tape};
 use super::draw::{Alias, Ranks, below, mix, unit};
 use super::recorded::{Between, Recorded};
-use super::scenario::{Background, Drawn, Draws, Scenario};
+use super::scenario::{Background, Drawn, Draws, RATE_MAX, Scenario};
 use super::table::Table;
 use super::values::{Mask, ValueId, Values};
 use crate::attribute::{AttributeId, Schema, Side};
@@ -158,6 +158,7 @@ impl Mix {
         if let Some(shape) = &self.shape {
             moment.rate = self.rate * shape.factor(position);
         }
+        moment.rate = moment.rate.min(RATE_MAX);
         moment
     }
 

@@ -88,10 +88,10 @@ pub(super) fn check(expectations: &[Expectation], outcome: &Outcome) -> Vec<Chec
             "exact_source" => Some(|surge| Came::Flag(surge.exact)),
             "bad_refused_min" => Some(|surge| Came::Ratio(surge.bad_refused_ratio)),
             "source_legitimate_refused_max" => {
-                Some(|surge| Came::Ratio(surge.source_legitimate_refused_ratio.unwrap_or(0.0)))
+                Some(|surge| Came::Ratio(surge.source_legitimate_refused_ratio.unwrap_or(1.0)))
             }
             "known_served_min" => {
-                Some(|surge| Came::Ratio(surge.known_source_legitimate_served_ratio.unwrap_or(1.0)))
+                Some(|surge| Came::Ratio(surge.known_source_legitimate_served_ratio.unwrap_or(0.0)))
             }
             _ => None,
         };

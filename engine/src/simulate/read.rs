@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::expect;
-use super::scenario::{Background, Drawn, Draws, Scenario, TableSpec, Written, add_attribute};
+use super::scenario::{
+    Background, Drawn, Draws, RATE_MAX, Scenario, TableSpec, Written, add_attribute,
+};
 use crate::attribute::Schema;
 use crate::detect::{DetectionMode, DetectionSpec};
 use crate::problem::Problems;
@@ -20,8 +22,6 @@ const PLAYED_MAX: Duration = Duration::from_hours(28 * 24);
 const CLIENTS_MAX: u32 = 100_000_000;
 /// The most values of one attribute that are drawn.
 const VALUES_MAX: u32 = 1_000_000;
-/// The most requests per second.
-const RATE_MAX: f64 = 1e7;
 
 const KEYS: &[&str] = &[
     "name",

@@ -158,6 +158,9 @@ pub struct Event {
     pub share: f64,
 }
 
+/// The most requests per second of the background, and of one event.
+pub(super) const RATE_MAX: f64 = 1e7;
+
 impl Event {
     /// Returns its requests per second at `t` seconds.
     pub fn rate_at(&self, t: f64) -> f64 {
@@ -171,7 +174,8 @@ impl Event {
                 return 0.0;
             }
         }
-        self.rate * self.progress(age) * (1.0 + self.growth).powf(age / 60.0)
+        let rate = self.rate * self.progress(age) * (1.0 + self.growth).powf(age / 60.0);
+        rate.min(RATE_MAX)
     }
 
     /// Returns how far the ramp has come, 0 to 1, at an age of so many seconds.

@@ -16,8 +16,8 @@ const ROWS_MAX: usize = 20_000_000;
 const LEAVES_MAX: usize = 1_000_000;
 /// The most bins: a year of minutes.
 const BINS_MAX: usize = 600_000;
-/// The longest line.
-const LINE_BYTES_MAX: usize = 64 << 10;
+/// The longest line of a table, in bytes.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
 /// The largest count of one row.
 const COUNT_MAX: f64 = 1e12;
 
