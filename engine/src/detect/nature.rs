@@ -49,6 +49,13 @@ const LIKELY_AFTER: Duration = Duration::from_millis(300);
 /// told by his requests alone, and a crowd that opens with a burst must not be taken for a loop.
 const SELDOM_MAX: f64 = 1.45;
 
+/// Up to how many times the usual requests per client in a second clients send steadily; which part of
+/// the usual share of those seen once may be left of them if they do so far more often than usual; and
+/// the sampled clients that it takes to say so.
+const STEADY_MAX: f64 = 1.3;
+const SINGLE_LEFT_MAX: f64 = 0.7;
+const KEEP_COMING_MIN: f64 = 50.0;
+
 /// Share of the usual clients by which their number may be wrong.
 const BEFORE_ERROR: f64 = 0.05;
 
@@ -141,6 +148,7 @@ impl Judge<'_> {
                 let age = age.max(self.age_of_excess(clients, length, &second, expected));
                 self.seem_to_loop(clients, length, who, expected, age)
             })
+            || self.keep_coming(&second, &long, who, expected)
         {
             Nature::LikelyLoop
         } else if age >= CROWD_AFTER && says_second == Says::More && says_long == Says::More {
@@ -259,6 +267,31 @@ impl Judge<'_> {
             + BEFORE_ERROR * before
             + SAMPLED_MIN as f64 * scale;
         came + error < excess / looping
+    }
+
+    /// Returns whether far fewer clients of the excess than usual were seen once only, while none of
+    /// them sends in bursts. Where clients are uneven, the mean is that of the few busy ones, and clients
+    /// that all send five times as often as most do are below it; but hardly any of them is seen once.
+    fn keep_coming(&self, second: &Clients, long: &Clients, who: &Pattern, expected: f64) -> bool {
+        let [Some(of_second), Some(usual)] =
+            [Length::Second, Length::Long].map(|length| self.instances.of(who, length))
+        else {
+            return false;
+        };
+        let bursts = requests(second) > STEADY_MAX * of_second.mean() * second.rows.len() as f64;
+        let scale = f64::from(long.shift).exp2();
+        let seconds = self
+            .window
+            .seconds_since(self.now - Length::Long.duration());
+        let before = expected * seconds / usual.mean();
+        let came = long.rows.len() as f64 * scale - before;
+        let singles = long.rows.iter().filter(|row| row.requests == 1).count() as f64 * scale;
+        let share = ((singles - before * usual.single_share()) / came.max(1.0)).clamp(0.0, 1.0);
+        let sampled = came / scale;
+        let error = 2.0 * (0.25 / sampled.max(1.0)).sqrt() + BEFORE_ERROR * before / came.max(1.0);
+        !bursts
+            && sampled >= KEEP_COMING_MIN
+            && share + error <= SINGLE_LEFT_MAX * usual.single_share()
     }
 
     fn are_forged(&self, who: &Pattern, long: &Clients, expected: f64, age: Duration) -> bool {

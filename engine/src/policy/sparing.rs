@@ -12,8 +12,8 @@
 //! # What an attacker can do at worst
 //!
 //! Who can forge the identities of known instances (the tokens are secret, but may be stolen) gets
-//! 3 × the usual rate of each, and all together what was expected of the source: never more than a
-//! normal day. Then the source's honest users compete with him for that much.
+//! 3 × the usual rate of each, and all together what was expected of the source, or one request a
+//! second: never more than a normal day. Then the source's honest users compete with him for that much.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -29,7 +29,12 @@ const LOUD_FACTOR: f64 = 3.0;
 
 /// Seconds of the loud rate, and of what was expected of the source, that may come at once.
 const LOUD_BURST_S: f64 = 10.0;
-const EXPECTED_BURST_S: f64 = 2.0;
+const EXPECTED_BURST_S: f64 = 5.0;
+
+/// What known clients of a source get in any case, in requests per second and at once: of a source that
+/// sends one request in a minute, two in one second are no attack.
+const EXPECTED_MIN: f64 = 1.0;
+const EXPECTED_BURST_MIN: f64 = 5.0;
 
 /// The smallest burst of one instance: opening an app is ten requests.
 const LOUD_BURST_MIN: f64 = 10.0;
@@ -133,8 +138,8 @@ impl SparingInForce {
         };
         let rate = sparing.expected_per_second;
         let expected = (rate > 0.0).then(|| {
-            let burst = (rate * EXPECTED_BURST_S).max(1.0) as u32;
-            LimitSpec::per_second(rate, burst, 1)
+            let burst = (rate * EXPECTED_BURST_S).max(EXPECTED_BURST_MIN) as u32;
+            LimitSpec::per_second(rate.max(EXPECTED_MIN), burst, 1)
         });
         Self {
             known: Arc::clone(&sparing.familiar) as Arc<dyn Known>,

@@ -189,7 +189,7 @@ fn all_that_are_spared_stay_within_what_was_expected_of_the_source() {
     let incident = Incident::with_known(0..10_000);
     let policy = incident.rule(block());
     let outcome = incident.run(&policy, 0..60, &[(0..10_000, 0.1)]);
-    let bound = 10 * 60 + 20;
+    let bound = 10 * 60 + 50;
     assert!(outcome.total <= bound, "{} of {bound}", outcome.total);
     assert!(outcome.total >= 10 * 60, "and use it: {}", outcome.total);
 }
@@ -270,13 +270,15 @@ fn a_spared_request_that_a_limit_refuses_costs_nothing_of_what_was_expected() {
         let verdict = incident.verdict(&policy, 0, Instant::ZERO);
         assert_eq!(verdict.word(), "limit");
     }
+    for device in 1..5 {
+        assert!(
+            incident.is_served(&policy, device, Instant::ZERO),
+            "{device} is one of five"
+        );
+    }
     assert!(
-        incident.is_served(&policy, 1, Instant::ZERO),
-        "the second of two expected"
-    );
-    assert!(
-        !incident.is_served(&policy, 2, Instant::ZERO),
-        "the control: there are but two"
+        !incident.is_served(&policy, 5, Instant::ZERO),
+        "the control: there are but five"
     );
 }
 
