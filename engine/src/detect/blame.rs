@@ -118,7 +118,7 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
         let within = |row: &Row| {
             root.matches(&row.key) && !taken.iter().any(|cause| cause.matches(&row.key))
         };
-        let rows = table.pick(&within);
+        let rows = table.pick(within);
         let surge = table.sum(&rows);
         let noise = 3.0 * (terms.dispersion * surge.expected / table.seconds).sqrt();
         let floor = floor_of(table.sum_of(&root).expected, terms.floor_per_second);
@@ -132,7 +132,7 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
         }
         let full = table;
         let table = &full.condensed(&majors, terms.columns.len());
-        let mut rows = table.pick(&within);
+        let mut rows = table.pick(within);
         while found.causes.len() < CAUSES_MAX {
             let rest = table.sum(&rows);
             if rest.excess() < least.max(noise) {

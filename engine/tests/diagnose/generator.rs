@@ -10,7 +10,7 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// How a table is made.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// Values of each attribute.
     pub cardinalities: Vec<usize>,
     /// Values that a cause names.
@@ -29,7 +29,7 @@ pub struct Recipe {
 
 /// A table with its truth.
 #[derive(Clone, Debug)]
-pub struct Specimen {
+pub(crate) struct Specimen {
     cardinalities: Vec<usize>,
     rows: Vec<(Vec<usize>, f64, f64)>,
     /// Its causes, as `attribute=value&…`.
@@ -38,7 +38,7 @@ pub struct Specimen {
 
 impl Recipe {
     /// 21,600 leaves of counts, a third of them empty, forecast within 1 %.
-    pub fn counts(literals: usize, causes: usize) -> Self {
+    pub(crate) fn counts(literals: usize, causes: usize) -> Self {
         Self {
             cardinalities: vec![6, 36, 10, 10],
             literals,
@@ -51,7 +51,7 @@ impl Recipe {
     }
 
     /// 48,000 leaves, forecast within up to 12 %, with causes as small as a fall by a fifth.
-    pub fn hard(seed: u64) -> Self {
+    pub(crate) fn hard(seed: u64) -> Self {
         let mut random = Random::from_seed(seed + 1000);
         Self {
             cardinalities: vec![10, 12, 10, 8, 5],
@@ -65,7 +65,7 @@ impl Recipe {
     }
 
     /// Makes a table.
-    pub fn specimen(&self, seed: u64) -> Specimen {
+    pub(crate) fn specimen(&self, seed: u64) -> Specimen {
         let mut random = Random::from_seed(seed);
         let causes: Vec<(Vec<Option<usize>>, f64)> =
             (0..self.causes).map(|_| self.cause(&mut random)).collect();
@@ -128,17 +128,17 @@ impl Recipe {
 
 impl Specimen {
     /// The table as it is.
-    pub fn table(&self) -> Table {
+    pub(crate) fn table(&self) -> Table {
         self.build(None, |observed, expected| (observed, expected))
     }
 
     /// The table with observed and expected exchanged: falls become rises.
-    pub fn mirrored(&self) -> Table {
+    pub(crate) fn mirrored(&self) -> Table {
         self.build(None, |observed, expected| (expected, observed))
     }
 
     /// The table without one of its attributes.
-    pub fn without(&self, attribute: &str) -> Table {
+    pub(crate) fn without(&self, attribute: &str) -> Table {
         self.build(Some(attribute), |observed, expected| (observed, expected))
     }
 
