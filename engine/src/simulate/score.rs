@@ -444,7 +444,8 @@ impl Judge<'_> {
         };
         let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let mut random = Random::from_seed(at as u64);
-        let t = stream.event.from.as_secs_f64();
+        // All its clients take part once it has ramped up.
+        let t = (stream.event.from + stream.event.ramp).as_secs_f64();
         let moment = self.mix.moment(t);
         let mut matched = 0_usize;
         for _ in 0..JUDGED {
