@@ -17,7 +17,7 @@ use tidegate_engine::detect::{Detector, Event, Happening, Incident, Stress};
 use tidegate_engine::policy::{Policy, PolicyParts};
 use tidegate_engine::problem::Problems;
 use tidegate_engine::rules::Rules;
-use tidegate_engine::time::Instant;
+use tidegate_engine::time::{Instant, unix_seconds};
 use tidegate_engine::traffic::Traffic;
 
 use self::stress::StressWatch;
@@ -335,10 +335,4 @@ pub async fn run(control: Rc<std::cell::RefCell<Control>>) {
             );
         }
     }
-}
-
-/// Returns seconds since 1970.
-pub fn unix_seconds(wall: SystemTime) -> f64 {
-    wall.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -126,6 +126,13 @@ impl Default for DetectionSpec {
     }
 }
 
+impl DetectionSpec {
+    /// Returns how long an instance waits, twice, before it is known.
+    pub fn settle_every(&self) -> Duration {
+        (self.warmup / 4).clamp(Duration::from_secs(2), Duration::from_secs(30))
+    }
+}
+
 /// Which services' upstreams suffer: errors, latency or requests in flight well above normal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stress {
@@ -379,11 +386,6 @@ impl Detector {
             .collect();
         let shares = self.measures.iter().any(|measure| measure.shares);
         move |key| (shares || !key.refused()) && !hidden.iter().any(|pattern| pattern.matches(key))
-    }
-
-    /// How long an instance waits, twice, before it is known.
-    fn settle_every(&self) -> Duration {
-        (self.spec.warmup / 4).clamp(Duration::from_secs(2), Duration::from_secs(30))
     }
 
     fn usual_per_instance(&self, who: &Pattern) -> f64 {

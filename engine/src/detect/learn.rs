@@ -37,7 +37,7 @@ impl Detector {
                 self.learn_clients(now);
             }
         }
-        if now.since(self.clock.familiar) >= self.settle_every() {
+        if now.since(self.clock.familiar) >= self.spec.settle_every() {
             self.clock.familiar = now;
             if self.is_suspicious(now) || !self.measures.is_empty() {
                 self.familiar.discard();

@@ -173,6 +173,9 @@ impl Detector {
 
     /// Puts rules in force again whose source is back before their time was over.
     pub(super) fn wake(&mut self, now: Instant) -> bool {
+        if !self.past.has_sleepers() {
+            return false;
+        }
         let mut past = std::mem::take(&mut self.past);
         let unexplained = self.unexplained(now);
         let back = past.wake(now, |measure| {
@@ -192,6 +195,9 @@ impl Detector {
         let mut woke = false;
         for measure in back {
             let same = |other: &Measure| other.source == measure.source;
+            if self.measures.iter().any(same) {
+                continue;
+            }
             let cause = super::blame::Cause {
                 pattern: measure.pattern.clone(),
                 observed: measure.offered,
@@ -201,9 +207,6 @@ impl Detector {
                 collateral_of_service: measure.collateral,
             };
             let room = self.room_for(&cause);
-            if self.measures.iter().any(same) {
-                continue;
-            }
             if !room.is_ok_and(|room| room.leaving.is_empty()) {
                 self.past.put_back(measure);
                 continue;

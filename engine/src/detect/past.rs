@@ -79,6 +79,11 @@ impl Past {
             .any(|(past, at)| past == source && now.since(*at) < SPARED_FOR)
     }
 
+    /// Returns whether any rule sleeps.
+    pub(super) fn has_sleepers(&self) -> bool {
+        !self.dormant.is_empty()
+    }
+
     /// Takes out the sleeping rules whose source is back, given the requests per second that each
     /// offers, and forgets those whose `ttl` is over.
     pub(super) fn wake(&mut self, now: Instant, offered: impl Fn(&Measure) -> f64) -> Vec<Measure> {

@@ -13,9 +13,9 @@ use ahash::AHashMap;
 use super::growth::Growth;
 use super::pattern::{Literal, Pattern};
 use super::season::Season;
-use super::snapshot::unix_seconds;
+
 use super::window::Leaf;
-use crate::time::Instant;
+use crate::time::{Instant, unix_seconds};
 use crate::traffic::{CocoSketch, Columns, LeafKey, Random};
 
 /// Buckets of the last minutes and of the day: (32,768 + 16,384) × 80 B = 3.75 MiB.

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::snapshot::unix_seconds;
-use crate::time::Instant;
+use crate::time::{Instant, unix_seconds};
 
 /// Slots of a day: 288 × 4 B. A slot is five minutes.
 pub(super) const SLOTS: usize = 288;

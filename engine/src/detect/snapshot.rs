@@ -6,12 +6,13 @@
 //! in it as keyed hashes only: worth nothing without the key, and nothing under another key. At most
 //! 3 MiB of sketches (49,152 × 64 B), 1.9 MiB of clients (2 × 8,192 × 120 B), 2 MiB of who is known.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::Detector;
 use super::pattern::Literal;
 use super::reference::Reference;
 use super::usual::{Tally, Usual};
+use crate::time::unix_seconds;
 use crate::traffic::{COLUMNS_MAX, Columns, KNOWN_WORDS, LeafKey};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TGDETECT");
@@ -77,8 +78,7 @@ impl Detector {
         out.section(Tag::Level, |out| {
             let now = self.window.newest().map(|tick| tick.until);
             let wall = now.and_then(|now| reference.season().wall(now));
-            let since = wall.and_then(|wall| wall.duration_since(UNIX_EPOCH).ok());
-            out.f64(since.map_or(0.0, |since| since.as_secs_f64()));
+            out.f64(wall.map_or(0.0, unix_seconds));
             for number in reference.numbers() {
                 out.f64(number);
             }
@@ -389,10 +389,4 @@ fn sensible(number: f64) -> Result<f64, RestoreError> {
     } else {
         Err(RestoreError::Damaged)
     }
-}
-
-/// Returns the wall clock's seconds since 1970.
-pub(super) fn unix_seconds(wall: SystemTime) -> f64 {
-    wall.duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -99,43 +99,39 @@ impl<'a> Cover<'a> {
     }
 
     fn take(&mut self, place: usize) {
-        let candidates = self.candidates;
-        let Some(candidate) = candidates.get(place) else {
-            return;
-        };
-        for leaf in &candidate.leaves {
-            let Some(covered) = self.covered.get_mut(*leaf as usize) else {
-                continue;
-            };
-            *covered += 1;
-            if *covered == 1 {
-                let score = self.score(*leaf);
-                self.total += score;
-                self.add_open(*leaf, -score);
-            }
-        }
-        self.total -= candidate.price;
+        self.cover(place, true);
         self.chosen.push(place);
     }
 
     fn give_back(&mut self, place: usize) {
+        self.cover(place, false);
+        self.chosen.retain(|chosen| *chosen != place);
+    }
+
+    /// Covers the leaves of a candidate once more, or once less. A leaf counts while it is covered.
+    fn cover(&mut self, place: usize, more: bool) {
         let candidates = self.candidates;
         let Some(candidate) = candidates.get(place) else {
             return;
         };
+        let sign = if more { 1.0 } else { -1.0 };
         for leaf in &candidate.leaves {
             let Some(covered) = self.covered.get_mut(*leaf as usize) else {
                 continue;
             };
-            *covered -= 1;
-            if *covered == 0 {
-                let score = self.score(*leaf);
-                self.total -= score;
-                self.add_open(*leaf, score);
+            let was_covered = *covered > 0;
+            if more {
+                *covered += 1;
+            } else {
+                *covered -= 1;
+            }
+            if (*covered > 0) != was_covered {
+                let score = sign * self.score(*leaf);
+                self.total += score;
+                self.add_open(*leaf, -score);
             }
         }
-        self.total += candidate.price;
-        self.chosen.retain(|chosen| *chosen != place);
+        self.total -= sign * candidate.price;
     }
 
     /// Returns the candidate that would add most; of equals the first, which is the more general.

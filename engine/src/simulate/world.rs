@@ -290,10 +290,9 @@ impl Simulation {
     }
 }
 
-/// Returns after how many seconds an instance counts as known: the detector takes it for that after
-/// one to two settle periods, which are 2 s to 30 s by the warm-up.
+/// Returns after how many seconds an instance counts as known, at the latest.
 fn known_after(scenario: &Scenario) -> f64 {
-    2.0 * (scenario.detection.warmup.as_secs_f64() / 4.0).clamp(2.0, 30.0)
+    2.0 * scenario.detection.settle_every().as_secs_f64()
 }
 
 /// The time of day at an instant of the simulation.

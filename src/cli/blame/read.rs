@@ -7,6 +7,7 @@ use std::path::Path;
 use csv::{ByteRecord, ReaderBuilder};
 use tidegate_engine::diagnose::{COUNT_MAX, Table, TableBuilder, TableError};
 use tidegate_engine::problem::{Place, Problem};
+use tidegate_engine::reader::shortened;
 
 use super::progress::Progress;
 
@@ -208,15 +209,6 @@ impl Text {
 
 fn line_of(record: &ByteRecord) -> u64 {
     record.position().map_or(1, csv::Position::line)
-}
-
-/// A field may be as long as a row.
-fn shortened(text: &str) -> String {
-    const SHOWN_MAX: usize = 40;
-    match text.char_indices().nth(SHOWN_MAX) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
 }
 
 /// Fails where a row does not end: a quote that is not closed would make the rest of the file a field.
