@@ -7,7 +7,7 @@
 //! 2. `measures` carries the rules in force from throttle to block to release (`act`), and judges their
 //!    sources again; `past` wakes those whose source is back;
 //! 3. `gate` asks whether there is a surge, against what is normal (`reference`, `season`);
-//! 4. if so, `watch` has `blame` say which sources explain it;
+//! 4. if so, `watch` has `blame` say which sources explain it; `rise` tells one surge from the next;
 //! 5. `nature` asks whether each is a loop or a crowd, against what clients usually send (`usual`);
 //! 6. `respond` makes a rule where `room` has a place for it;
 //! 7. and `learn` takes in what was calm, but for what `growth` holds back.
@@ -33,6 +33,7 @@ mod past;
 mod pattern;
 mod reference;
 mod respond;
+mod rise;
 mod room;
 mod season;
 mod snapshot;
@@ -209,6 +210,8 @@ pub struct Detector {
     past: Past,
     incidents: Incidents,
     familiar: Arc<Familiar>,
+    /// The sources that the workers were told to get to know nobody of.
+    suspected: Vec<Pattern>,
     clock: Clock,
 }
 
@@ -222,18 +225,19 @@ impl Detector {
                 .unwrap_or(usize::MAX),
             reference: Reference::new(spec.warmup, &columns, seed ^ 1),
             window: Window::new(seed ^ 2),
+            instances: Usual::new(spec.warmup),
+            addresses: Usual::new(spec.warmup),
             schema,
             spec,
             columns,
             names: Names::default(),
-            instances: Usual::default(),
-            addresses: Usual::default(),
             gate: Gate::new(),
             suspicion: None,
             measures: Vec::new(),
             past: Past::default(),
             incidents: Incidents::default(),
             familiar: Arc::default(),
+            suspected: Vec::new(),
             clock: Clock::default(),
         }
     }
@@ -251,6 +255,7 @@ impl Detector {
             // Who is known from before a restart stays so.
             traffic.familiar().adopt(&self.familiar);
             self.familiar = Arc::clone(traffic.familiar());
+            self.suspected.clear();
         }
         self.window.collect(traffic, &mut self.names, now);
         let mut rules_changed = self.step_measures(stress, now);
@@ -259,6 +264,11 @@ impl Detector {
             rules_changed |= self.watch(stress, now);
         }
         self.learn(now);
+        let suspects = self.suspects();
+        if suspects != self.suspected {
+            traffic.suspect(suspects.iter().map(Pattern::mask).collect());
+            self.suspected = suspects;
+        }
         if !self.measures.is_empty() && now.since(self.clock.renewed) >= RENEW_EVERY {
             rules_changed = true;
         }

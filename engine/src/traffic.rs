@@ -31,7 +31,7 @@ use crate::request::RequestFacts;
 pub use familiar::Familiar;
 pub(crate) use familiar::KNOWN_WORDS;
 pub use heavy::{Talker, Talkers};
-pub use leaf::{COLUMNS_MAX, Column, Columns, LeafKey};
+pub use leaf::{COLUMNS_MAX, Column, Columns, LeafKey, LeafMask};
 pub use names::Names;
 pub use sample::{ROWS_MAX, Sample, SampleRow};
 pub use sketch::{CocoSketch, Random};
@@ -41,6 +41,9 @@ use names::{NewName, Seen};
 /// Buckets of a worker's sketch: 8,192 × 80 B = 640 KiB. One worker serves fewer requests in a tick,
 /// so even if each is a combination of its own, most find a bucket.
 const WORKER_BUCKETS: usize = 1 << 13;
+
+/// The most sources that strangers are held against: 96 × 128 B.
+const SUSPECTS_MAX: usize = 96;
 
 /// How a request stands with the rules, for what may be learnt from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +107,8 @@ struct Worker {
     counts: Counts,
     seen: Seen,
     random: Random,
+    /// The sources of which no stranger becomes known.
+    suspects: Arc<[LeafMask]>,
 }
 
 /// The traffic of all workers, as the control side sees it.
@@ -134,6 +139,7 @@ impl Traffic {
                 counts: Counts::new(),
                 seen: Seen::default(),
                 random: Random::from_seed(seed ^ (at as u64).wrapping_mul(0x9E37_79B9)),
+                suspects: Arc::default(),
             }))
         };
         Self {
@@ -161,6 +167,18 @@ impl Traffic {
     /// Returns which attributes take part.
     pub fn columns(&self) -> &Arc<Columns> {
         &self.columns
+    }
+
+    /// Says of which sources nobody is met from now on ([`Familiar`]). Each stranger is held against all of
+    /// them, 5 ns a source: [`SUSPECTS_MAX`] at most, what is beyond counts as everybody.
+    pub fn suspect(&self, mut sources: Vec<LeafMask>) {
+        if sources.len() > SUSPECTS_MAX {
+            sources = vec![LeafMask::default()];
+        }
+        let sources: Arc<[LeafMask]> = sources.into();
+        for worker in &self.workers {
+            worker.lock().suspects = Arc::clone(&sources);
+        }
     }
 
     /// Takes what each worker counted since the last time, worker by worker, and leaves empty
@@ -199,12 +217,13 @@ impl Recorder {
         let key = self.columns.key(facts, refused);
         let tag = key.tag();
         let instance = facts.instance();
-        if !refused {
-            self.familiar.meet(instance);
-        }
         let address = facts.hash(crate::attribute::AttributeId::IP);
         let mut worker = self.worker.lock();
         let worker = &mut *worker;
+        if !refused {
+            let is_suspect = || worker.suspects.iter().any(|source| source.picks(&key));
+            self.familiar.meet(instance, is_suspect);
+        }
         if worker.counts.leaves.add(tag, &key, 1.0, &mut worker.random) {
             let names = &mut worker.counts.names;
             self.columns.each_value(facts, &key, |column, hash, text| {

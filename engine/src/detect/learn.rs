@@ -39,10 +39,10 @@ impl Detector {
         }
         if now.since(self.clock.familiar) >= self.spec.settle_every() {
             self.clock.familiar = now;
-            if self.is_suspicious(now) || !self.measures.is_empty() {
-                self.familiar.discard();
-            } else {
+            if self.may_get_to_know(now) {
                 self.familiar.settle();
+            } else {
+                self.familiar.discard();
             }
         }
         if now.since(self.clock.names) >= NAMES_KEPT {

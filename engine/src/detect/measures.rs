@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::act::{Change, Measure, Opinion, Situation, Stage};
 use super::incident::{Evidence, Happening};
 use super::nature::Nature;
+use super::pattern::Pattern;
 use super::usual::Length;
 use super::window::{ClientKind, SECOND};
 use super::{DetectionMode, Detector, Stress, act};
@@ -79,14 +80,23 @@ impl Detector {
         let from = now - over;
         let came = match measure.address {
             Some(address) => self.window.requests_of_address(from, address),
-            // Who has a rule of his own is not counted among all who share.
-            None if measure.shares => self.window.requests_since(from, |key| {
-                let has_own = |other: &Measure| !other.shares && other.pattern.matches(key);
-                measure.pattern.matches(key) && !self.measures.iter().any(has_own)
-            }),
-            None => self
-                .window
-                .requests_since(from, |key| measure.pattern.matches(key)),
+            None => {
+                // Who has a rule of his own is counted there, and not among all who share nor in a wider
+                // source.
+                let is_own = |other: &&Measure| {
+                    let narrower = other.pattern.is_part_of(&measure.pattern);
+                    !other.shares && (measure.shares || other.address.is_none() && narrower)
+                };
+                let own: Vec<&Pattern> = self
+                    .measures
+                    .iter()
+                    .filter(is_own)
+                    .map(|other| &other.pattern)
+                    .collect();
+                self.window.requests_since(from, |key| {
+                    measure.pattern.matches(key) && !own.iter().any(|other| other.matches(key))
+                })
+            }
         };
         came / self.window.seconds_since(from).max(f64::MIN_POSITIVE)
     }
@@ -241,7 +251,7 @@ impl Detector {
 
     /// Returns how many requests per second came of everybody above what is expected, besides those
     /// that a rule in force answers for.
-    fn unexplained(&self, now: Instant) -> f64 {
+    pub(super) fn unexplained(&self, now: Instant) -> f64 {
         let from = now - WAKE_OVER;
         let came = self.window.requests_since(from, self.is_evidence());
         let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
@@ -306,6 +316,14 @@ impl Detector {
             return;
         }
         let measure = self.measures.remove(at);
+        // What it answered for is the business of the wider ones from now on.
+        let is_part = |other: &&mut Measure| {
+            !other.shares && measure.address.is_none() && measure.pattern.is_part_of(&other.pattern)
+        };
+        for wider in self.measures.iter_mut().filter(is_part) {
+            wider.expected += measure.expected;
+            wider.held += measure.held;
+        }
         self.incidents
             .happen_because(measure.incident, what, why, now);
         if matches!(what, Happening::Released) {

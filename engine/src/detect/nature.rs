@@ -41,27 +41,30 @@ const FORGED_AFTER: Duration = Duration::from_secs(2);
 const CROWD_AFTER: Duration = Duration::from_secs(3);
 
 /// From how many times the usual rate on a client that sends seldom seems to loop, and how old the
-/// surge must be.
+/// surge must be. In a drastic surge ([`DRASTIC_MIN`]) less suffices: no more than what a crowd may send.
 const LIKELY_MIN: f64 = 3.0;
+const LIKELY_IF_DRASTIC_MIN: f64 = CROWD_MAX;
 const LIKELY_AFTER: Duration = Duration::from_millis(300);
 
 /// Up to how many requests per client seen its clients usually send seldom. Who usually sends more is
 /// told by his requests alone, and a crowd that opens with a burst must not be taken for a loop.
 const SELDOM_MAX: f64 = 1.45;
 
-/// Up to how many times the usual requests per client in a second clients send steadily; which part of
-/// the usual share of those seen once may be left of them if they do so far more often than usual; and
-/// the sampled clients that it takes to say so.
+/// Up to how many times the usual requests per client in a second clients send steadily; how many times
+/// as often as usual the typical one must come for them to seem to loop; how old the surge must be, so
+/// that who only opens an app has had the time to stop; and the sampled clients that it takes to say so.
 const STEADY_MAX: f64 = 1.3;
-const SINGLE_LEFT_MAX: f64 = 0.7;
-const KEEP_COMING_MIN: f64 = 50.0;
+const KEEP_COMING_MIN: f64 = 1.8;
+const KEEP_COMING_AFTER: Duration = Duration::from_secs(2);
+const KEEP_COMING_CLIENTS_MIN: f64 = 50.0;
 
 /// Share of the usual clients by which their number may be wrong.
 const BEFORE_ERROR: f64 = 0.05;
 
-/// The least that a client is believed to send usually in a window: below, nearly nobody is seen
-/// twice, and what is usual cannot be told.
+/// The least that a client is believed to send usually in a window, and to send again: below, nearly
+/// nobody is seen twice, and what is usual cannot be told.
 const SENT_MIN: f64 = 0.02;
+const AGAIN_MIN: f64 = SENT_MIN / 2.0;
 
 /// What a surge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -136,19 +139,26 @@ impl Judge<'_> {
         };
         let says_second = says(&second, Length::Second);
         let says_long = says(&long, Length::Long);
+        let is_drastic = self.is_drastic(&short, expected);
         let is_loop = [says_second, says_long].contains(&Says::Fewer)
-            || self.is_drastic(&short, expected) && says(&short, Length::Short) == Says::Fewer;
+            || is_drastic && says(&short, Length::Short) == Says::Fewer;
+        let times = if is_drastic {
+            LIKELY_IF_DRASTIC_MIN
+        } else {
+            LIKELY_MIN
+        };
+        let age_of_long = age.max(self.age_of_excess(&long, Length::Long, &second, expected));
         let nature = if is_loop {
             Nature::Loop
         } else if self.are_forged(who, &long, expected, age) {
             Nature::ForgedInstances
-        } else if [(&second, Length::Second), (&long, Length::Long)]
-            .into_iter()
-            .any(|(clients, length)| {
-                let age = age.max(self.age_of_excess(clients, length, &second, expected));
-                self.seem_to_loop(clients, length, who, expected, age)
-            })
-            || self.keep_coming(&second, &long, who, expected)
+        } else if [
+            (&second, Length::Second, age),
+            (&long, Length::Long, age_of_long),
+        ]
+        .into_iter()
+        .any(|(clients, length, age)| self.seem_to_loop(clients, length, who, expected, age, times))
+            || self.keep_coming(&second, who, expected, age_of_long)
         {
             Nature::LikelyLoop
         } else if age >= CROWD_AFTER && says_second == Says::More && says_long == Says::More {
@@ -166,11 +176,15 @@ impl Judge<'_> {
     }
 
     fn clients(&self, kind: ClientKind, who: &Pattern, length: Length) -> Clients {
+        self.clients_of(kind, who, length.duration())
+    }
+
+    /// Returns the clients of the last `span`.
+    fn clients_of(&self, kind: ClientKind, who: &Pattern, span: Duration) -> Clients {
         let belongs = |key: &LeafKey| {
             who.matches(key) && !self.besides.iter().any(|other| other.matches(key))
         };
-        let from = self.now - length.duration();
-        let clients = self.window.clients_since(kind, from, belongs);
+        let clients = self.window.clients_since(kind, self.now - span, belongs);
         one_row_each(clients)
     }
 
@@ -232,8 +246,8 @@ impl Judge<'_> {
         Duration::try_from_secs_f64(took.clamp(0.0, longest)).unwrap_or_default()
     }
 
-    /// Returns whether the clients of the excess send [`LIKELY_MIN`] times as often as usual, told from
-    /// how many of them have come back already.
+    /// Returns whether the clients of the excess send so many `times` as often as usual, told from how
+    /// many of them have come back already.
     ///
     /// Who sends seldom is seen once in a short window, whether he loops or not: requests per client
     /// seen are near 1 for both. But those who come at `x` requests a window each send
@@ -246,6 +260,7 @@ impl Judge<'_> {
         who: &Pattern,
         expected: f64,
         age: Duration,
+        times: f64,
     ) -> bool {
         let Some(usual) = self.instances.of(who, length) else {
             return false;
@@ -258,7 +273,7 @@ impl Judge<'_> {
             return false;
         }
         let span = age.as_secs_f64().min(seconds) / seconds;
-        let looping = seen_of(LIKELY_MIN * sent_of(usual.mean()) * span);
+        let looping = seen_of(times * sent_of(usual.mean()) * span);
         let before = expected * seconds / usual.mean();
         let came = clients.rows.len() as f64 * scale - before;
         let back = excess * (1.0 - 1.0 / looping);
@@ -272,26 +287,34 @@ impl Judge<'_> {
     /// Returns whether far fewer clients of the excess than usual were seen once only, while none of
     /// them sends in bursts. Where clients are uneven, the mean is that of the few busy ones, and clients
     /// that all send five times as often as most do are below it; but hardly any of them is seen once.
-    fn keep_coming(&self, second: &Clients, long: &Clients, who: &Pattern, expected: f64) -> bool {
-        let [Some(of_second), Some(usual)] =
+    ///
+    /// Looked at is the time since the surge began, 8 s at most. Who comes `x` times in it (Poisson) is
+    /// seen once with probability `x / (e^x − 1)` if at all: the other way round, the share of those seen
+    /// once tells `x` of a typical client. What is usual in that time is between what is usual in a second
+    /// and in eight.
+    fn keep_coming(&self, second: &Clients, who: &Pattern, expected: f64, age: Duration) -> bool {
+        let [Some(of_second), Some(of_long)] =
             [Length::Second, Length::Long].map(|length| self.instances.of(who, length))
         else {
             return false;
         };
         let bursts = requests(second) > STEADY_MAX * of_second.mean() * second.rows.len() as f64;
-        let scale = f64::from(long.shift).exp2();
-        let seconds = self
-            .window
-            .seconds_since(self.now - Length::Long.duration());
-        let before = expected * seconds / usual.mean();
-        let came = long.rows.len() as f64 * scale - before;
-        let singles = long.rows.iter().filter(|row| row.requests == 1).count() as f64 * scale;
-        let share = ((singles - before * usual.single_share()) / came.max(1.0)).clamp(0.0, 1.0);
+        if bursts || age < KEEP_COMING_AFTER {
+            return false;
+        }
+        let span = age.min(Length::Long.duration());
+        let clients = self.clients_of(ClientKind::Instance, who, span);
+        let seconds = self.window.seconds_since(self.now - span);
+        let usual = Habit::between(of_second, of_long, seconds);
+        let scale = f64::from(clients.shift).exp2();
+        let before = expected * seconds / usual.mean;
+        let came = clients.rows.len() as f64 * scale - before;
+        let singles = clients.rows.iter().filter(|row| row.requests == 1).count() as f64 * scale;
+        let share = (singles - before * single_of(usual.comes)) / came.max(1.0);
         let sampled = came / scale;
         let error = 2.0 * (0.25 / sampled.max(1.0)).sqrt() + BEFORE_ERROR * before / came.max(1.0);
-        !bursts
-            && sampled >= KEEP_COMING_MIN
-            && share + error <= SINGLE_LEFT_MAX * usual.single_share()
+        sampled >= KEEP_COMING_CLIENTS_MIN
+            && share.clamp(0.0, 1.0) + error <= single_of(KEEP_COMING_MIN * usual.comes)
     }
 
     fn are_forged(&self, who: &Pattern, long: &Clients, expected: f64, age: Duration) -> bool {
@@ -329,6 +352,53 @@ impl Judge<'_> {
         let error = error_of(long, per_instance) + 2.0 * before.sqrt() + BEFORE_ERROR * before;
         mean >= COMES_BACK_MIN && excess > 0.0 && new - error >= excess / per_instance
     }
+}
+
+/// What clients usually do in some seconds.
+#[derive(Clone, Copy, Debug)]
+struct Habit {
+    /// Requests per client that sent any.
+    mean: f64,
+    /// How often the typical client comes.
+    comes: f64,
+}
+
+impl Habit {
+    /// Finds what is usual in `seconds` from what is usual in one and in eight: how often a client comes
+    /// (again) grows by a power of time.
+    fn between(second: Tally, long: Tally, seconds: f64) -> Self {
+        let [short, whole] = [Length::Second, Length::Long].map(|of| of.duration().as_secs_f64());
+        let part = (seconds.clamp(short, whole) / short).ln() / (whole / short).ln();
+        let power = |from: f64, to: f64| {
+            let from = from.max(AGAIN_MIN);
+            from * (to / from).max(1.0).powf(part)
+        };
+        let [of_second, of_long] = [second, long].map(|tally| comes_of(tally.single_share()));
+        Self {
+            mean: 1.0 + power(second.mean() - 1.0, long.mean() - 1.0),
+            comes: power(of_second, of_long),
+        }
+    }
+}
+
+/// Returns the share of clients seen once, of those seen, where each comes `x` times in the mean.
+fn single_of(x: f64) -> f64 {
+    if x < 1e-6 { 1.0 } else { x / x.exp_m1() }
+}
+
+/// Returns how often clients come of which such a share is seen once: the inverse of [`single_of`], by
+/// bisection, as it only falls.
+fn comes_of(share: f64) -> f64 {
+    let (mut low, mut high) = (SENT_MIN, 32.0);
+    for _ in 0..40 {
+        let middle = f64::midpoint(low, high);
+        if single_of(middle) > share {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Returns requests per client seen, where each client sends `x` in the mean.

@@ -2,7 +2,7 @@
 
 use crate::attribute::{Schema, Side};
 use crate::source::Source;
-use crate::traffic::{Columns, LeafKey, Names};
+use crate::traffic::{COLUMNS_MAX, Columns, LeafKey, LeafMask, Names};
 
 /// What stands for an attribute that a request does not have.
 pub(super) const ABSENT: u32 = 0;
@@ -39,6 +39,17 @@ impl Pattern {
         self.literals.is_empty()
     }
 
+    /// Returns the values that a key has, none of what is absent.
+    pub(super) fn of(key: &LeafKey) -> Self {
+        let literals = (0..COLUMNS_MAX).map(|column| Literal {
+            column,
+            value: key.value(column),
+        });
+        Self {
+            literals: literals.filter(|literal| literal.value != ABSENT).collect(),
+        }
+    }
+
     pub(super) fn with(&self, literal: Literal) -> Self {
         let mut literals = self.literals.clone();
         if !literals.contains(&literal) {
@@ -66,6 +77,19 @@ impl Pattern {
 
     pub(super) fn matches(&self, key: &LeafKey) -> bool {
         self.literals.iter().all(|literal| literal.matches(key))
+    }
+
+    /// Returns whether this is a part of the other: what it matches, the other does, and not the other way
+    /// round.
+    pub(super) fn is_part_of(&self, other: &Self) -> bool {
+        self.literals.len() > other.literals.len()
+            && other.literals.iter().all(|literal| self.names(*literal))
+    }
+
+    /// Returns the same for the request path.
+    pub(super) fn mask(&self) -> LeafMask {
+        let literals = self.literals.iter();
+        LeafMask::of(literals.map(|literal| (literal.column, literal.value)))
     }
 
     /// Returns the part that describes the client.

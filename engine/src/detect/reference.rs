@@ -241,8 +241,13 @@ impl Reference {
         if pattern.is_everybody() {
             return self.level();
         }
+        self.expected_where(|key| pattern.matches(key))
+    }
+
+    /// Returns the requests per second that are expected of the combinations that `belongs` picks.
+    pub(super) fn expected_where(&self, belongs: impl Fn(&LeafKey) -> bool) -> f64 {
         self.rows()
-            .filter(|(key, _)| pattern.matches(key))
+            .filter(|(key, _)| belongs(key))
             .map(|(_, expected)| expected)
             .sum()
     }

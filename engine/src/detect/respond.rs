@@ -29,7 +29,6 @@ struct Found {
     source: Source,
     address: Option<IpAddr>,
     shares: bool,
-    held: f64,
     nature: Nature,
 }
 
@@ -41,11 +40,14 @@ impl Detector {
     pub(super) fn judge(&self, source: &Pattern, began: Instant, now: Instant) -> Finding {
         let who = source.who(&self.columns);
         let others = self.measures.iter().filter(|measure| !measure.shares);
-        let besides = others
+        let besides: Vec<Pattern> = others
             .filter(|measure| measure.address.is_none() && measure.pattern != *source)
             .map(|measure| measure.pattern.who(&self.columns))
             .filter(|other| !other.is_everybody() && *other != who)
             .collect();
+        let expected = self.reference.expected_where(|key| {
+            who.matches(key) && !besides.iter().any(|other| other.matches(key))
+        });
         let judge = Judge {
             besides,
             window: &self.window,
@@ -54,7 +56,59 @@ impl Detector {
             level: self.reference.level(),
             now,
         };
-        judge.find(&who, self.reference.expected_of_pattern(&who), began)
+        judge.find(&who, expected, began)
+    }
+
+    /// Returns a cause together with the rules in force that are about a part of it, and the places of
+    /// those, which give way to it, in descending order. A surge that rises slowly is often found by a
+    /// part first.
+    ///
+    /// A part that is blocked stays where the whole may only be throttled: then the cause is the rest.
+    fn with_parts(&self, cause: &Cause, now: Instant) -> (Cause, Vec<usize>) {
+        let is_part = |measure: &Measure| {
+            !measure.shares
+                && measure.address.is_none()
+                && measure.pattern.is_part_of(&cause.pattern)
+        };
+        let parts: Vec<usize> = (0..self.measures.len())
+            .rev()
+            .filter(|at| self.measures.get(*at).is_some_and(is_part))
+            .collect();
+        if parts.is_empty() {
+            return (cause.clone(), parts);
+        }
+        let whole = self.measured(cause, cause.pattern.clone(), now);
+        let blocks = |measure: &Measure| measure.stage != Stage::Throttle;
+        let stays = whole.collateral > self.spec.collateral_max
+            && parts
+                .iter()
+                .any(|at| self.measures.get(*at).is_some_and(blocks));
+        if stays {
+            let rest = Cause {
+                collateral: whole.collateral,
+                collateral_of_service: whole.collateral_of_service,
+                ..cause.clone()
+            };
+            return (rest, Vec::new());
+        }
+        (whole, parts)
+    }
+
+    /// Returns the figures of a cause for another, wider source: all of it, under rules or not.
+    fn measured(&self, cause: &Cause, pattern: Pattern, now: Instant) -> Cause {
+        let from = now - SECOND;
+        let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let came = self.window.requests_since(from, |key| pattern.matches(key));
+        let expected = self.reference.expected_of_pattern(&pattern);
+        let collateral = expected / self.reference.level().max(f64::MIN_POSITIVE);
+        Cause {
+            observed: came / seconds,
+            expected,
+            coverage: cause.coverage,
+            collateral,
+            collateral_of_service: cause.collateral_of_service.max(collateral),
+            pattern,
+        }
     }
 
     /// Makes a rule against a cause, or says why there is none. Returns whether there is one.
@@ -73,6 +127,8 @@ impl Detector {
             suspicion.suspects.push(cause.pattern.clone());
             return false;
         };
+        let (cause, parts) = &self.with_parts(cause, now);
+        // Of the rest: a crowd does not become a loop by having one in it.
         let mut finding = self.judge(&cause.pattern, suspicion.began, now);
         if self.past.was_withdrawn(&source, now) {
             finding.nature = Nature::Unclear;
@@ -82,7 +138,6 @@ impl Detector {
         } else {
             None
         };
-        let held = cause.expected;
         let (source, cause, address) = match single {
             Some((address, narrowed)) => {
                 let source = Source::everybody().with("ip", &text_of(address));
@@ -119,9 +174,11 @@ impl Detector {
             source,
             address,
             shares: false,
-            held,
             nature: finding.nature,
         };
+        if found.address.is_none() {
+            self.merge(parts.clone(), &found.source, now);
+        }
         let found = self.widened(found, now);
         match self.room_for(&found.cause) {
             Ok(room) => {
@@ -157,14 +214,12 @@ impl Detector {
         let Some((wider, places)) = self.siblings(&found.cause.pattern) else {
             return found;
         };
-        let from = now - SECOND;
-        let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
-        let came = self.window.requests_since(from, |key| wider.matches(key));
-        let observed = came / seconds;
-        let expected = self.reference.expected_of_pattern(&wider);
-        let collateral = expected / self.reference.level().max(f64::MIN_POSITIVE);
-        let purity = (observed - expected) / observed.max(f64::MIN_POSITIVE);
-        let source = wider.source(&self.schema, &self.columns, &self.names);
+        let cause = self.measured(&found.cause, wider, now);
+        let collateral = cause.collateral;
+        let purity = (cause.observed - cause.expected) / cause.observed.max(f64::MIN_POSITIVE);
+        let source = cause
+            .pattern
+            .source(&self.schema, &self.columns, &self.names);
         let others = (0..self.measures.len())
             .filter(|at| !places.contains(at))
             .filter_map(|at| self.measures.get(at));
@@ -175,21 +230,19 @@ impl Detector {
         let (Some(source), true) = (source, fits) else {
             return found;
         };
+        self.merge(places, &source, now);
+        Found {
+            cause,
+            source,
+            ..found
+        }
+    }
+
+    /// Ends rules that are about a part of a source which gets one of its own.
+    fn merge(&mut self, places: Vec<usize>, source: &Source, now: Instant) {
         for at in places {
             let why = Arc::from(format!("part of {source}"));
             self.end(at, Happening::Merged, Some(why), now);
-        }
-        Found {
-            cause: Cause {
-                observed,
-                expected,
-                collateral,
-                pattern: wider,
-                ..found.cause
-            },
-            source,
-            held: expected,
-            ..found
         }
     }
 
@@ -239,7 +292,6 @@ impl Detector {
             source,
             address: None,
             shares: true,
-            held: 0.0,
             nature: match nature {
                 Nature::Crowd => Nature::Crowd,
                 _ => Nature::Unclear,
@@ -295,7 +347,6 @@ impl Detector {
             source,
             address,
             shares,
-            held,
             nature,
         } = found;
         let incident = suspicion
@@ -304,6 +355,16 @@ impl Detector {
             .unwrap_or_else(|| self.incidents.open(suspicion.began, evidence.clone(), now));
         let name = act::name_of(incident);
         let who = cause.pattern.who(&self.columns);
+        let held = if shares {
+            0.0
+        } else {
+            self.unheld(&cause.pattern)
+        };
+        // Of the whole source: whom a rule for a part of it spares comes by here, too.
+        let all_expected = match address {
+            Some(_) => cause.expected,
+            None => self.reference.expected_of_pattern(&cause.pattern),
+        };
         self.past.supersede(&source);
         self.measures.push(Measure {
             incident,
@@ -321,7 +382,7 @@ impl Detector {
             floor: floor_of(self.reference.level(), self.spec.floor_per_second)
                 .min((cause.observed - cause.expected) * FLOOR_SHARE)
                 .max(act::THROTTLE_MIN),
-            upper_bound: self.reference.upper_bound(cause.expected),
+            upper_bound: self.reference.upper_bound(all_expected),
             collateral: cause.collateral,
             usual_per_instance: self.usual_per_instance(&who),
             observed: cause.observed,

@@ -159,8 +159,8 @@ impl Detector {
         }
         let mut restored = Restored {
             reference: Reference::new(self.spec.warmup, &self.columns, 1),
-            instances: Usual::default(),
-            addresses: Usual::default(),
+            instances: Usual::new(self.spec.warmup),
+            addresses: Usual::new(self.spec.warmup),
             familiar: None,
             written: 0.0,
         };

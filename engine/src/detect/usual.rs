@@ -12,6 +12,13 @@ use crate::traffic::LeafKey;
 /// 1.9 MiB, once for instances and once for addresses. Who comes later is part of everybody only.
 const ROWS_MAX: usize = 1 << 13;
 
+/// The most new rows that get their anchor in one second: each costs a walk over all for each of its
+/// values.
+const ANCHORED_MAX: usize = 8;
+
+/// When a row was first seen that was there in the warm-up, or before the start.
+const OLD: f64 = -1.0;
+
 /// Clients that must have been counted before a mean is used.
 const CLIENTS_MIN: f64 = 30.0;
 
@@ -113,15 +120,18 @@ impl Tally {
     fn hold_growth(&mut self, seconds: f64, anchored: bool) {
         if !anchored {
             self.anchor = 0.0;
-        } else if self.clients >= CLIENTS_MIN {
-            let mean = (self.requests / self.clients).max(1.0);
-            if self.anchor > 0.0 {
-                let towards = mean.min(ABOVE_ANCHOR_MAX * self.anchor);
-                self.anchor += (towards - self.anchor) * (seconds / ANCHOR_TIME_S).min(1.0);
-            } else {
-                self.anchor = mean;
-            }
+        } else if self.anchor > 0.0 && self.clients >= CLIENTS_MIN {
+            let towards = self.own_mean().min(ABOVE_ANCHOR_MAX * self.anchor);
+            self.anchor += (towards - self.anchor) * (seconds / ANCHOR_TIME_S).min(1.0);
         }
+    }
+
+    fn lacks_anchor(&self) -> bool {
+        self.anchor <= 0.0 && self.clients >= CLIENTS_MIN
+    }
+
+    fn own_mean(&self) -> f64 {
+        (self.requests / self.clients).max(1.0)
     }
 
     fn fade(&mut self, factor: f64) {
@@ -150,6 +160,9 @@ pub(super) enum Length {
     /// [`super::window::CLIENTS_KEPT`].
     Long,
 }
+
+/// All of them.
+const LENGTHS: [Length; 3] = [Length::Short, Length::Second, Length::Long];
 
 impl Length {
     /// Returns how long it is.
@@ -180,15 +193,41 @@ impl Tallies {
     }
 }
 
+/// The clients of one combination of who attributes.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    who: LeafKey,
+    tallies: Tallies,
+    /// When it was first seen, in seconds learnt; below zero in the warm-up.
+    since: f64,
+}
+
 /// What clients usually send.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Usual {
     everybody: Tallies,
     places: AHashMap<u64, usize>,
-    rows: Vec<(LeafKey, Tallies)>,
+    rows: Vec<Row>,
+    /// Seconds after which who is new is asked for himself.
+    young_for: f64,
+    /// Seconds learnt since the warm-up.
+    learnt: f64,
+    anchored: bool,
 }
 
 impl Usual {
+    /// Begins with nothing.
+    pub(super) fn new(warmup: Duration) -> Self {
+        Self {
+            everybody: Tallies::default(),
+            places: AHashMap::new(),
+            rows: Vec::new(),
+            young_for: warmup.as_secs_f64(),
+            learnt: 0.0,
+            anchored: false,
+        }
+    }
+
     /// Learns one window's clients.
     pub(super) fn learn(&mut self, clients: &Clients, length: Length) {
         let weight = f64::from(clients.shift).exp2();
@@ -200,13 +239,17 @@ impl Usual {
                 Some(at) => *at,
                 None if next < ROWS_MAX => {
                     self.places.insert(tag, next);
-                    self.rows.push((row.who, Tallies::default()));
+                    self.rows.push(Row {
+                        who: row.who,
+                        tallies: Tallies::default(),
+                        since: if self.anchored { self.learnt } else { OLD },
+                    });
                     next
                 }
                 None => continue,
             };
-            if let Some((_, tallies)) = self.rows.get_mut(at) {
-                tallies.of_mut(length).add(row.requests, weight);
+            if let Some(row_of) = self.rows.get_mut(at) {
+                row_of.tallies.of_mut(length).add(row.requests, weight);
             }
         }
     }
@@ -219,17 +262,16 @@ impl Usual {
             tallies.long.fade(factor);
         };
         fade(&mut self.everybody);
-        for (_, tallies) in &mut self.rows {
-            fade(tallies);
+        for row in &mut self.rows {
+            fade(&mut row.tallies);
         }
         if self.rows.len() >= ROWS_MAX {
-            self.rows
-                .retain(|(_, tallies)| tallies.second.clients > 0.1);
+            self.rows.retain(|row| row.tallies.second.clients > 0.1);
             self.places = self
                 .rows
                 .iter()
                 .enumerate()
-                .map(|(at, (who, _))| (who.tag(), at))
+                .map(|(at, row)| (row.who.tag(), at))
                 .collect();
         }
     }
@@ -237,7 +279,7 @@ impl Usual {
     /// Walks everybody, then all rows.
     pub(super) fn rows(&self) -> impl Iterator<Item = (LeafKey, [&Tally; 3])> {
         let everybody = (LeafKey::default(), &self.everybody);
-        let rows = self.rows.iter().map(|(who, tallies)| (*who, tallies));
+        let rows = self.rows.iter().map(|row| (row.who, &row.tallies));
         std::iter::once(everybody)
             .chain(rows)
             .map(|(who, tallies)| (who, [&tallies.short, &tallies.second, &tallies.long]))
@@ -254,19 +296,62 @@ impl Usual {
             None => self.everybody = tallies,
             Some(who) if self.rows.len() < ROWS_MAX => {
                 self.places.insert(who.tag(), self.rows.len());
-                self.rows.push((who, tallies));
+                self.rows.push(Row {
+                    who,
+                    tallies,
+                    since: OLD,
+                });
             }
             Some(_) => {}
         }
     }
 
     /// Lets what is usual follow what was learnt, slowly once `anchored`.
+    ///
+    /// Who is new begins where those begin who have one value less, or lower: a flood under a new name
+    /// would otherwise say of itself what is usual.
     pub(super) fn hold_growth(&mut self, passed: Duration, anchored: bool) {
         let seconds = passed.as_secs_f64();
-        let rows = self.rows.iter_mut().map(|(_, tallies)| tallies);
-        for tallies in rows.chain([&mut self.everybody]) {
-            for tally in [&mut tallies.short, &mut tallies.second, &mut tallies.long] {
-                tally.hold_growth(seconds, anchored);
+        let begins = anchored && !self.anchored;
+        self.anchored = anchored;
+        if anchored {
+            self.learnt += seconds;
+        }
+        for length in LENGTHS {
+            let lack = |row: &Row| row.tallies.of(length).lacks_anchor();
+            let new: Vec<usize> = if anchored {
+                let places = self.rows.iter().enumerate();
+                let lacking = places.filter(|(_, row)| lack(row)).map(|(at, _)| at);
+                lacking
+                    .take(if begins { ROWS_MAX } else { ANCHORED_MAX })
+                    .collect()
+            } else {
+                Vec::new()
+            };
+            let firsts: Vec<Option<f64>> = new
+                .iter()
+                .map(|at| {
+                    let row = self.rows.get(*at)?;
+                    let mean = row.tallies.of(length).own_mean();
+                    if row.since < 0.0 {
+                        return Some(mean);
+                    }
+                    let wider = self.of_wider(&Pattern::of(&row.who), length)?;
+                    Some(mean.min(wider.mean()))
+                })
+                .collect();
+            for (at, first) in new.into_iter().zip(firsts) {
+                if let (Some(row), Some(first)) = (self.rows.get_mut(at), first) {
+                    row.tallies.of_mut(length).anchor = first;
+                }
+            }
+            let everybody = self.everybody.of_mut(length);
+            if anchored && everybody.lacks_anchor() {
+                everybody.anchor = everybody.own_mean();
+            }
+            let rows = self.rows.iter_mut().map(|row| &mut row.tallies);
+            for tallies in rows.chain([&mut self.everybody]) {
+                tallies.of_mut(length).hold_growth(seconds, anchored);
             }
         }
     }
@@ -280,6 +365,11 @@ impl Usual {
         if enough(&own) {
             return Some(own);
         }
+        self.of_wider(who, length)
+    }
+
+    fn of_wider(&self, who: &Pattern, length: Length) -> Option<Tally> {
+        let enough = |tally: &Tally| tally.clients >= CLIENTS_MIN;
         let literals = who.literals().iter();
         let shorter: Vec<Pattern> = literals
             .clone()
@@ -308,9 +398,11 @@ impl Usual {
             sum.merge(self.everybody.of(length));
             return sum;
         }
-        for (who, tallies) in &self.rows {
-            if pattern.matches(who) {
-                sum.merge(tallies.of(length));
+        // In the first rows of a new name may be who is about to flood under it.
+        let is_old = |row: &&Row| row.since < 0.0 || self.learnt - row.since >= self.young_for;
+        for row in self.rows.iter().filter(is_old) {
+            if pattern.matches(&row.who) {
+                sum.merge(row.tallies.of(length));
             }
         }
         sum

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::blame::{self, Blame, Table, Terms};
-use super::gate::{Alarm, floor_of};
+use super::blame::{self, Blame, Cause, Table, Terms};
+use super::gate::{Alarm, EFFECT_MIN, floor_of};
 use super::incident::{Evidence, Happening, IncidentId, RejectedCandidate};
 use super::nature::Nature;
 use super::pattern::{Literal, Pattern};
+use super::rise::Rise;
 use super::window::LEAVES_KEPT;
 use super::{Detector, Stress};
 use crate::time::Instant;
@@ -27,6 +28,9 @@ const SEARCH_EVERY: Duration = Duration::from_secs(1);
 /// How old a surge is before people are told that nothing explains it, and before a suffering
 /// upstream justifies a throttle of who may be innocent.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Share of a surge from which on its sources explain it.
+const EXPLAINED_MIN: f64 = 0.5;
 
 /// How long without an alarm ends a surge.
 const QUIET_FOR: Duration = Duration::from_secs(2);
@@ -60,6 +64,9 @@ pub(super) struct Suspicion {
     pub(super) shared: bool,
     /// Causes that are no crowd and have no rule: nothing is learnt from them.
     pub(super) suspects: Vec<Pattern>,
+    /// What the last search found, whatever it is; all of it together is most of the surge.
+    explained: Vec<Pattern>,
+    rise: Rise,
 }
 
 impl Suspicion {
@@ -78,6 +85,8 @@ impl Suspicion {
             told: None,
             shared: false,
             suspects: Vec::new(),
+            explained: Vec::new(),
+            rise: Rise::since(began),
         }
     }
 
@@ -113,9 +122,29 @@ impl Detector {
         }
     }
 
+    /// Returns whether strangers that come now may become known: not while a surge is on of which it is
+    /// not known whose it is. Those of its sources are left out in any case ([`Detector::suspects`]).
+    pub(super) fn may_get_to_know(&self, now: Instant) -> bool {
+        match &self.suspicion {
+            Some(suspicion) if !suspicion.is_young(now) => true,
+            Some(suspicion) if suspicion.wide => !suspicion.explained.is_empty(),
+            _ => !self.gate.is_uneasy(),
+        }
+    }
+
+    /// Returns the sources of which no stranger may become known: those that have a rule, and what the
+    /// surge that is being looked into is about.
+    pub(super) fn suspects(&self) -> Vec<Pattern> {
+        let suspicion = self.suspicion.as_ref();
+        let explained = suspicion.map_or(&[][..], |suspicion| &suspicion.explained);
+        let ruled = self.measures.iter().map(|measure| &measure.pattern);
+        ruled.chain(explained).cloned().collect()
+    }
+
     /// Asks the gate, and looks into its alarms. Returns whether a rule was made.
     pub(super) fn watch(&mut self, stress: &Stress, now: Instant) -> bool {
         let alarms = self.alarms();
+        let leapt = self.leapt(now);
         let Some(began) = alarms.iter().map(|alarm| alarm.since).max() else {
             let quiet = |suspicion: &Suspicion| now.since(suspicion.alarmed) >= QUIET_FOR;
             if self.suspicion.as_ref().is_some_and(quiet) {
@@ -123,9 +152,12 @@ impl Detector {
             }
             return false;
         };
+        if leapt.is_some() {
+            self.end_suspicion(now);
+        }
         let mut suspicion = match self.suspicion.take() {
             Some(suspicion) => suspicion,
-            None => Suspicion::new(began, now),
+            None => Suspicion::new(leapt.unwrap_or(began), now),
         };
         suspicion.alarmed = now;
         let services: Vec<Literal> = alarms
@@ -161,6 +193,20 @@ impl Detector {
             self.suspicion = Some(suspicion);
         }
         acted || self.measures.len() != rules
+    }
+
+    /// Returns since when there is a surge of its own upon the one that is being looked into, if there is
+    /// one: what was found out about the other, and how seldom it is searched by now, is not for this one.
+    fn leapt(&mut self, now: Instant) -> Option<Instant> {
+        let excess = self.unexplained(now);
+        let level = self.reference.level();
+        let more = ((EFFECT_MIN - 1.0) * level).max(floor_of(level, self.spec.floor_per_second));
+        let suspicion = self.suspicion.as_mut()?;
+        if suspicion.told.is_some() {
+            suspicion.rise.conclude(excess);
+        }
+        let since = suspicion.rise.hear(excess, more, now)?;
+        (now.since(suspicion.raised) >= PATIENCE).then_some(since)
     }
 
     fn alarms(&mut self) -> Vec<Alarm> {
@@ -203,6 +249,19 @@ impl Detector {
             .sum()
     }
 
+    /// Returns what is expected of a source besides what is under a rule already.
+    pub(super) fn unheld(&self, source: &Pattern) -> f64 {
+        let ruled: Vec<&Pattern> = self
+            .measures
+            .iter()
+            .filter(|measure| !measure.shares)
+            .map(|measure| &measure.pattern)
+            .collect();
+        self.reference.expected_where(|key| {
+            source.matches(key) && !ruled.iter().any(|ruled| ruled.matches(key))
+        })
+    }
+
     fn end_suspicion(&mut self, now: Instant) {
         if let Some(incident) = self
             .suspicion
@@ -230,6 +289,7 @@ impl Detector {
         let mut acted = false;
         let causes = std::mem::take(&mut blame.causes);
         let none = causes.is_empty();
+        self.take_note(suspicion, &causes);
         for cause in causes {
             acted |= self.deal_with(suspicion, &cause, &considered, stress, now);
         }
@@ -253,6 +313,20 @@ impl Detector {
             self.share(suspicion, services, finding.nature, evidence, stress, now);
         }
         acted
+    }
+
+    /// Notes what a surge is about, if that is most of it. Who came with it before that was known is
+    /// forgotten.
+    fn take_note(&self, suspicion: &mut Suspicion, causes: &[Cause]) {
+        let covered: f64 = causes.iter().map(|cause| cause.coverage).sum();
+        if covered < EXPLAINED_MIN {
+            suspicion.explained.clear();
+            return;
+        }
+        if suspicion.explained.is_empty() {
+            self.familiar.discard();
+        }
+        suspicion.explained = causes.iter().map(|cause| cause.pattern.clone()).collect();
     }
 
     /// Compares what came since the surge began with what is normal.

@@ -26,8 +26,8 @@ impl fmt::Debug for Filter {
 /// The instances that were seen before: a bounded, approximate set.
 ///
 /// An instance that is met waits in `pending`, then in `cooling`, and becomes known when the control
-/// side settles it: after one to two settle periods without any suspicion. Under suspicion both are
-/// thrown away, so who only came with a flood never becomes known.
+/// side settles it: after one to two settle periods. When a surge begins both are thrown away, and of a
+/// source under suspicion nobody is met, so who only came with a flood never becomes known.
 ///
 /// # Accuracy
 ///
@@ -60,9 +60,10 @@ impl Familiar {
         self.known.contains(instance) || self.before.contains(instance)
     }
 
-    /// Notes that an instance was let through.
-    pub fn meet(&self, instance: u64) {
-        if !self.known.contains(instance) {
+    /// Notes that an instance was let through, unless it is of a source that is under suspicion: that is
+    /// asked of strangers only.
+    pub fn meet(&self, instance: u64, is_suspect: impl FnOnce() -> bool) {
+        if !self.known.contains(instance) && !is_suspect() {
             self.pending.insert(instance);
         }
     }
@@ -178,16 +179,20 @@ mod tests {
     #[test]
     fn who_came_with_a_flood_never_becomes_known() {
         let familiar = Familiar::default();
-        familiar.meet(1);
+        familiar.meet(1, || false);
         familiar.settle();
         familiar.settle();
         assert!(familiar.contains(1));
-        familiar.meet(2);
+        familiar.meet(2, || false);
         familiar.settle();
         familiar.discard();
         familiar.settle();
         familiar.settle();
         assert!(!familiar.contains(2));
+        familiar.meet(3, || true);
+        familiar.settle();
+        familiar.settle();
+        assert!(!familiar.contains(3));
     }
 
     #[test]
@@ -195,7 +200,7 @@ mod tests {
         let familiar = Familiar::default();
         let mut random = Random::from_seed(9);
         for _ in 0..300_000 {
-            familiar.meet(random.bits());
+            familiar.meet(random.bits(), || false);
         }
         familiar.settle();
         familiar.settle();

@@ -58,6 +58,37 @@ impl LeafKey {
     }
 }
 
+/// Picks keys by some of their values: those of one source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeafMask {
+    mask: [u32; SLOTS],
+    values: [u32; SLOTS],
+}
+
+impl LeafMask {
+    /// Makes the mask of keys that have these values in these columns.
+    pub(crate) fn of(values: impl Iterator<Item = (usize, u32)>) -> Self {
+        let mut of = Self::default();
+        for (column, value) in values {
+            if let (Some(mask), Some(place)) = (of.mask.get_mut(column), of.values.get_mut(column))
+            {
+                *mask = u32::MAX;
+                *place = value;
+            }
+        }
+        of
+    }
+
+    /// Returns whether a key is one of them.
+    pub(super) fn picks(&self, key: &LeafKey) -> bool {
+        let slots = key.values.iter().zip(&self.mask).zip(&self.values);
+        // Without a branch for each: this is asked on the request path.
+        slots.fold(0, |differ, ((value, mask), wanted)| {
+            differ | ((value & mask) ^ wanted)
+        }) == 0
+    }
+}
+
 /// One attribute that takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
