@@ -287,7 +287,7 @@ impl Detector {
             let happen = Happening::Blocked;
             self.incidents.happen_because(incident, happen, why, now);
         }
-        self.familiar.discard();
+        self.forget_strangers(began);
         self.measures.push(Measure {
             incident,
             name,

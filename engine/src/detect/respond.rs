@@ -394,7 +394,7 @@ impl Detector {
             calm_since: None,
             renewed: now,
         });
-        self.familiar.discard();
+        self.forget_strangers(suspicion.began);
         self.incidents.update(incident, |incident| {
             incident.source = Some(source);
             incident.nature = Some(nature);

@@ -32,6 +32,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// Share of a surge from which on its sources explain it.
 const EXPLAINED_MIN: f64 = 0.5;
 
+/// By how much a surge may have begun earlier than the test can tell, where it rises slowly.
+const BEGAN_ERROR: Duration = Duration::from_secs(10);
+
 /// How long without an alarm ends a surge.
 const QUIET_FOR: Duration = Duration::from_secs(2);
 
@@ -64,7 +67,7 @@ pub(super) struct Suspicion {
     pub(super) shared: bool,
     /// Causes that are no crowd and have no rule: nothing is learnt from them.
     pub(super) suspects: Vec<Pattern>,
-    /// What the last search found, whatever it is; all of it together is most of the surge.
+    /// What was found to be most of the surge when that could last be told, whatever it is.
     explained: Vec<Pattern>,
     rise: Rise,
 }
@@ -315,18 +318,27 @@ impl Detector {
         acted
     }
 
-    /// Notes what a surge is about, if that is most of it. Who came with it before that was known is
-    /// forgotten.
+    /// Notes what a surge is about, if that is most of it; a search that finds less changes nothing. Who
+    /// came with it before that was known for the first time is forgotten.
     fn take_note(&self, suspicion: &mut Suspicion, causes: &[Cause]) {
         let covered: f64 = causes.iter().map(|cause| cause.coverage).sum();
         if covered < EXPLAINED_MIN {
-            suspicion.explained.clear();
             return;
         }
-        if suspicion.explained.is_empty() {
-            self.familiar.discard();
+        if suspicion.wide && suspicion.explained.is_empty() {
+            self.forget_strangers(suspicion.began);
         }
         suspicion.explained = causes.iter().map(|cause| cause.pattern.clone()).collect();
+    }
+
+    /// Forgets who is not known yet and may have come with a surge that began then: those who cool came
+    /// before the last settling, and only go where that was not well before it.
+    pub(super) fn forget_strangers(&self, began: Instant) {
+        if began < self.clock.familiar + BEGAN_ERROR {
+            self.familiar.discard();
+        } else {
+            self.familiar.discard_pending();
+        }
     }
 
     /// Compares what came since the surge began with what is normal.

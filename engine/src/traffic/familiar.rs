@@ -106,6 +106,11 @@ impl Familiar {
         self.pending.clear();
         self.cooling.clear();
     }
+
+    /// Forgets who was met since the last settling and is not known yet.
+    pub fn discard_pending(&self) {
+        self.pending.clear();
+    }
 }
 
 impl Filter {
