@@ -14,9 +14,9 @@
 //!
 //! `snapshot` keeps what was learnt across a restart.
 //!
-//! Memory, bounded: 3.75 MiB of reference, 2.5 MiB of shares, 0.9 MiB of growth, 3.9 MiB of usual clients,
+//! Memory, bounded: 3.75 MiB of reference, 2.5 MiB of shares, 0.9 MiB of growth, 4.0 MiB of usual clients,
 //! 11 MiB of window (when each request of the last seconds is a combination of its own), 5.5 MiB of
-//! texts, 3 MiB of incidents: 30.5 MiB at worst, 51.5 MiB at 16 workers with [`crate::traffic`]. One step
+//! texts, 3 MiB of incidents: 30.6 MiB at worst, 51.6 MiB at 16 workers with [`crate::traffic`]. One step
 //! at a time needs more for some milliseconds: adding up samples 8 MiB; blame 9.5 MiB of table (96,256
 //! rows × 80 B and their index) and 2 MiB of row numbers: 63 MiB. A snapshot, once a minute while there
 //! is no alarm, has 7 MiB.

@@ -10,8 +10,8 @@
 //!
 //! Memory, fixed at start: 1.0 MiB a worker (8,192 × 80 B of leaves, 2 × 1,024 × 84 B of samples,
 //! 512 × 40 B of talkers, 4,096 × 8 B of names seen, 256 texts of up to 256 B), one such buffer more
-//! for the control side, and 4 MiB of [`Familiar`]: 21 MiB at 16 workers. With the 30.5 MiB
-//! of [`crate::detect`] at worst: 51.5 MiB.
+//! for the control side, and 4 MiB of [`Familiar`]: 21 MiB at 16 workers. With the 30.6 MiB
+//! of [`crate::detect`] at worst: 51.6 MiB.
 
 mod familiar;
 mod heavy;
@@ -170,7 +170,7 @@ impl Traffic {
     }
 
     /// Says of which sources nobody is met from now on ([`Familiar`]). Each stranger is held against all of
-    /// them, 5 ns a source: [`SUSPECTS_MAX`] at most, what is beyond counts as everybody.
+    /// them; more than [`SUSPECTS_MAX`] count as everybody.
     pub fn suspect(&self, mut sources: Vec<LeafMask>) {
         if sources.len() > SUSPECTS_MAX {
             sources = vec![LeafMask::default()];

@@ -78,25 +78,23 @@ impl Detector {
     /// Returns the requests per second that came of a rule's source in the last `over`.
     fn offered(&self, measure: &Measure, over: Duration, now: Instant) -> f64 {
         let from = now - over;
-        let came = match measure.address {
-            Some(address) => self.window.requests_of_address(from, address),
-            None => {
-                // Who has a rule of his own is counted there, and not among all who share nor in a wider
-                // source.
-                let is_own = |other: &&Measure| {
-                    let narrower = other.pattern.is_part_of(&measure.pattern);
-                    !other.shares && (measure.shares || other.address.is_none() && narrower)
-                };
-                let own: Vec<&Pattern> = self
-                    .measures
-                    .iter()
-                    .filter(is_own)
-                    .map(|other| &other.pattern)
-                    .collect();
-                self.window.requests_since(from, |key| {
-                    measure.pattern.matches(key) && !own.iter().any(|other| other.matches(key))
-                })
-            }
+        let came = if let Some(address) = measure.address {
+            self.window.requests_of_address(from, address)
+        } else {
+            // Who has a rule of his own is counted there, and not among all who share nor in a wider source.
+            let is_own = |other: &&Measure| {
+                let narrower = other.pattern.is_part_of(&measure.pattern);
+                !other.shares && (measure.shares || other.address.is_none() && narrower)
+            };
+            let own: Vec<&Pattern> = self
+                .measures
+                .iter()
+                .filter(is_own)
+                .map(|other| &other.pattern)
+                .collect();
+            self.window.requests_since(from, |key| {
+                measure.pattern.matches(key) && !own.iter().any(|other| other.matches(key))
+            })
         };
         came / self.window.seconds_since(from).max(f64::MIN_POSITIVE)
     }

@@ -8,8 +8,8 @@ use super::pattern::Pattern;
 use super::window::{CLIENTS_KEPT, Clients, SECOND, SHORT};
 use crate::traffic::LeafKey;
 
-/// The most combinations of who attributes that are kept apart: 8,192 × (208 B + 34 B of index) =
-/// 1.9 MiB, once for instances and once for addresses. Who comes later is part of everybody only.
+/// The most combinations of who attributes that are kept apart: 8,192 × (216 B + 34 B of index) =
+/// 2.0 MiB, once for instances and once for addresses. Who comes later is part of everybody only.
 const ROWS_MAX: usize = 1 << 13;
 
 /// The most new rows that get their anchor in one second: each costs a walk over all for each of its
