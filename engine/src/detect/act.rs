@@ -168,6 +168,8 @@ pub(super) struct Situation<'a> {
     pub(super) spec: &'a DetectionSpec,
     pub(super) is_warm: bool,
     pub(super) suffering: bool,
+    /// Requests per second above what is expected that come of others, and that no rule answers for.
+    pub(super) unexplained: f64,
     pub(super) now: Instant,
 }
 
@@ -262,7 +264,10 @@ impl Measure {
             DetectionMode::Auto | DetectionMode::Suggest => true,
             DetectionMode::Off | DetectionMode::Throttle => false,
         };
-        may && now.since(since) >= PURE_FOR
+        // While everybody is busier than usual this source is so, too, and a throttle suffices.
+        let stands_out = situation.unexplained <= self.excess();
+        may && stands_out
+            && now.since(since) >= PURE_FOR
             && situation.is_warm
             && self.collateral <= situation.spec.collateral_max
             && self.nature.is_sure()

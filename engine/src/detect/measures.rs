@@ -39,6 +39,7 @@ impl Detector {
     /// Carries each rule one step on. Returns whether they must be published again.
     pub(super) fn step_measures(&mut self, stress: &Stress, now: Instant) -> bool {
         let is_warm = self.is_warm();
+        let unexplained = self.unexplained(now);
         let mut changed = self.judge_again(now);
         let offered: Vec<f64> = self
             .measures
@@ -53,6 +54,7 @@ impl Detector {
                 spec: &self.spec,
                 is_warm,
                 suffering: stress.concerns(&measure.source),
+                unexplained,
                 now,
             };
             let change = measure.step(offered, &situation);
