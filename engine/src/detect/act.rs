@@ -255,7 +255,9 @@ impl Measure {
     fn may_block(&mut self, offered: f64, situation: &Situation<'_>) -> bool {
         let now = situation.now;
         let purity = (offered - self.expected) / offered.max(f64::MIN_POSITIVE);
-        if purity < PURITY_MIN {
+        // While everybody is busier than usual this source is so, too, and a throttle suffices.
+        let stands_out = situation.unexplained <= self.excess();
+        if purity < PURITY_MIN || !stands_out {
             self.pure_since = None;
             return false;
         }
@@ -264,10 +266,7 @@ impl Measure {
             DetectionMode::Auto | DetectionMode::Suggest => true,
             DetectionMode::Off | DetectionMode::Throttle => false,
         };
-        // While everybody is busier than usual this source is so, too, and a throttle suffices.
-        let stands_out = situation.unexplained <= self.excess();
-        may && stands_out
-            && now.since(since) >= PURE_FOR
+        may && now.since(since) >= PURE_FOR
             && situation.is_warm
             && self.collateral <= situation.spec.collateral_max
             && self.nature.is_sure()

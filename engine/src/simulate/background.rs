@@ -43,6 +43,9 @@ pub(super) struct Moment {
     pub(super) rate: f64,
     /// Where it stands in the table.
     between: Between,
+    /// How many times the table's clients there are: a shape says when there are more of them, each as
+    /// usual.
+    crowd: f64,
 }
 
 /// One attribute that is drawn.
@@ -150,13 +153,16 @@ impl Mix {
         let mut moment = Moment {
             rate: self.rate,
             between: Between::default(),
+            crowd: 1.0,
         };
         if let Some(recorded) = &self.recorded {
             moment.between = recorded.between(position);
             moment.rate = recorded.rate(&moment.between) / recorded.mean() * self.rate;
         }
         if let Some(shape) = &self.shape {
+            let recorded = moment.rate;
             moment.rate = self.rate * shape.factor(position);
+            moment.crowd = moment.rate / recorded.max(f64::MIN_POSITIVE);
         }
         moment.rate = moment.rate.min(RATE_MAX);
         moment
@@ -166,11 +172,16 @@ impl Mix {
     pub(super) fn client(&self, moment: &Moment, random: &mut Random) -> Client {
         if let Some(recorded) = &self.recorded {
             let (leaf, clients) = recorded.leaf(&moment.between, random.bits(), random.unit());
-            let rank = self
-                .ranks
-                .sender(f64::from(clients).max(1.0), random.bits());
-            let slot = recorded.slot(leaf, rank);
-            return self.at(slot, leaf);
+            let clients = (f64::from(clients) * moment.crowd).max(1.0);
+            let rank = self.ranks.sender(clients, random.bits());
+            return match recorded.slot(leaf, rank) {
+                Ok(slot) => self.at(slot, leaf),
+                Err(number) => Client {
+                    seed: mix(self.seed ^ mix(number ^ 0xC03D)),
+                    slot: None,
+                    leaf,
+                },
+            };
         }
         let slot = self.ranks.sender(f64::from(self.clients), random.bits());
         self.at(slot, 0)
