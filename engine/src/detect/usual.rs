@@ -16,6 +16,9 @@ const ROWS_MAX: usize = 1 << 13;
 /// values.
 const ANCHORED_MAX: usize = 8;
 
+/// For how many times the warm-up who is new is not asked for himself: an hour, by default.
+const YOUNG_WARMUPS: f64 = 6.0;
+
 /// When a row was first seen that was there in the warm-up, or before the start.
 const OLD: f64 = -1.0;
 
@@ -222,7 +225,7 @@ impl Usual {
             everybody: Tallies::default(),
             places: AHashMap::new(),
             rows: Vec::new(),
-            young_for: warmup.as_secs_f64(),
+            young_for: YOUNG_WARMUPS * warmup.as_secs_f64(),
             learnt: 0.0,
             anchored: false,
         }

@@ -209,3 +209,58 @@ fn a_source_too_large_to_block_is_throttled_and_its_known_users_are_served() {
     assert!(world.honest.refused_share() < 0.1, "{:?}", world.honest);
     assert!(world.others.refused == 0, "{:?}", world.others);
 }
+
+#[test]
+fn a_wider_source_takes_the_place_of_the_rule_for_a_part_of_it() {
+    let mut world = World::new(44);
+    let first = devices(300, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(first, BEGIN, BEGIN + 20.0));
+    let mut rest = devices(300, "3.2.2", "acme", 10.0, &mut world);
+    for (at, client) in rest.iter_mut().enumerate() {
+        client.version = format!("9.{at}.0");
+    }
+    world.loads.push(load(rest, BEGIN + 6.0, BEGIN + 20.0));
+    world.run(BEGIN + 5.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    world.run(BEGIN + 20.0);
+    assert!(world.when(Happening::Merged).is_some());
+    assert_eq!(world.rules().len(), 1);
+    assert_eq!(world.ruled().last().unwrap(), "app=acme, sdk=chat-android");
+}
+
+/// Plays a loop in one app that has a rule for two minutes, in which another app gets new users, and then
+/// a flood in the name of that other app. Returns the share of its users' requests that are refused.
+fn refused_of_new_users(come_after: f64) -> f64 {
+    let mut world = World::new(45);
+    world.spares = true;
+    let others = devices(150, "4.1.0", "globex", 1.0, &mut world);
+    world.background.extend(others);
+    let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 140.0));
+    world.run(BEGIN + come_after);
+    // The others make room for them, so that no more is sent than is expected.
+    let old = world.background.len() - 150;
+    world.background.truncate(old);
+    let new = devices(150, "4.1.0", "globex", 1.0, &mut world);
+    world.background.extend(new);
+    let flood = devices(1500, "4.1.0", "globex", 10.0, &mut world);
+    world.loads.push(load(flood, BEGIN + 120.0, BEGIN + 140.0));
+    world.run(BEGIN + 120.0);
+    world.source = Some(("chat-android", "4.1.0".to_owned(), "globex".to_owned()));
+    world.honest = Served::default();
+    world.run(BEGIN + 140.0);
+    world.honest.refused_share()
+}
+
+/// While any rule was in force nobody became known: new users of all other apps were strangers when
+/// those were flooded. The control: who comes with the flood is none.
+#[test]
+fn new_users_get_known_while_a_rule_is_in_force_elsewhere() {
+    let known = refused_of_new_users(20.0);
+    assert!(known < 0.1, "{known}");
+    let strangers = refused_of_new_users(119.5);
+    assert!(strangers > 0.5, "{strangers}");
+}

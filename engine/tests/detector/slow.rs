@@ -57,3 +57,22 @@ fn a_surge_that_grows_over_a_minute_is_found() {
     let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
     assert!(throttled <= 15.5, "throttled after {throttled} s");
 }
+
+/// The few that began under a new name must not say of themselves what is usual there: the flood after
+/// them would be a crowd by its own word.
+#[test]
+fn a_name_under_which_a_few_loop_first_does_not_say_what_is_usual() {
+    let mut world = quiet_world(43);
+    let few = devices(36, "3.2.1", "acme", 0.5, &mut world);
+    world.loads.push(load(few, BEGIN, BEGIN + 32.0));
+    let flood = devices(2400, "3.2.1", "acme", 0.5, &mut world);
+    world.loads.push(load(flood, BEGIN + 12.0, BEGIN + 32.0));
+    world.run(BEGIN + 32.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    let throttled = world.when(Happening::Throttled).unwrap() - BEGIN - 12.0;
+    assert!(throttled <= 3.0, "throttled after {throttled} s");
+    assert!(world.when(Happening::Blocked).is_some());
+}
