@@ -264,10 +264,10 @@ impl Detector {
             rules_changed |= self.watch(stress, now);
         }
         self.learn(now);
-        let suspects = self.suspects();
-        if suspects != self.suspected {
-            traffic.suspect(suspects.iter().map(Pattern::mask).collect());
-            self.suspected = suspects;
+        let unfamiliar = self.unfamiliar();
+        if unfamiliar != self.suspected {
+            traffic.suspect(unfamiliar.iter().map(Pattern::mask).collect());
+            self.suspected = unfamiliar;
         }
         if !self.measures.is_empty() && now.since(self.clock.renewed) >= RENEW_EVERY {
             rules_changed = true;

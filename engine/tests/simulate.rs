@@ -2,10 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test helper fails by panicking")]
 
+use tidegate_engine::detect::{Incident, Nature};
 use tidegate_engine::rules::Rules;
-use tidegate_engine::simulate::{Inputs, Outcome, Scenario, Simulation, Table, TableReader};
+use tidegate_engine::simulate::{Inputs, Outcome, Scenario, Shape, Simulation, Table, TableReader};
 
 fn play(text: &str, table: Option<Table>) -> Outcome {
+    play_shaped(text, table, None)
+}
+
+fn play_shaped(text: &str, table: Option<Table>, shape: Option<Shape>) -> Outcome {
     let scenario = Scenario::parse("test.yaml", text).unwrap();
     let mut schema = scenario.schema();
     if let Some(table) = &table {
@@ -13,7 +18,7 @@ fn play(text: &str, table: Option<Table>) -> Outcome {
     }
     let inputs = Inputs {
         table,
-        shape: None,
+        shape,
         rules: Rules::default(),
         schema,
     };
@@ -101,6 +106,25 @@ fn a_table_played_faster_keeps_its_rate() {
     let scaled = play(text, Some(counts));
     let rate = scaled.requests as f64 / scaled.duration_s;
     assert!((rate / 50.0 - 1.0).abs() < 0.1, "{rate}");
+}
+
+/// The same clients once sent as many times more: then a crowd was a loop of everybody.
+#[test]
+fn where_a_shape_rises_more_clients_come_each_as_usual() {
+    let counts = table("ts,app,count\n0,a,30000\n60,a,30000\n120,a,30000\n180,a,30000\n");
+    // 150 requests a second in the training and for 20 s, 750 from then on.
+    let mut lines = String::from("period,count\n");
+    for period in 0..40 {
+        let count = if period < 36 { 100 } else { 500 };
+        lines.push_str(&format!("{},{count}\n", period * 20));
+    }
+    let shape = Shape::parse("shape.csv", &lines).unwrap();
+    let text = "name: t\nduration: 30s\ndetection: { warmup: 60s }\n\
+                background: { table: counts.csv, rate: 200/s, begin: 710s }\n";
+    let outcome = play_shaped(text, Some(counts), Some(shape));
+    let incident = outcome.incidents.first().unwrap();
+    let crowd = |incident: &Incident| incident.nature == Some(Nature::Crowd);
+    assert!(crowd(incident), "{incident:?}");
 }
 
 #[test]

@@ -185,6 +185,12 @@ impl Measure {
                 || now.since(self.made) < IN_FORCE_AFTER)
     }
 
+    /// Returns whether the other's source is a part of this one's. Of one address it cannot be told.
+    pub(super) fn contains(&self, other: &Self) -> bool {
+        let blames = |measure: &Self| !measure.shares && measure.address.is_none();
+        blames(self) && blames(other) && other.pattern.is_part_of(&self.pattern)
+    }
+
     /// Returns the requests per second that it offers above what is expected.
     pub(super) fn excess(&self) -> f64 {
         (self.offered - self.expected).max(0.0)

@@ -38,6 +38,9 @@ const REFUSED_MIN: f64 = 30.0;
 impl Detector {
     /// Carries each rule one step on. Returns whether they must be published again.
     pub(super) fn step_measures(&mut self, stress: &Stress, now: Instant) -> bool {
+        if self.measures.is_empty() {
+            return false;
+        }
         let is_warm = self.is_warm();
         let unexplained = self.unexplained(now);
         let mut changed = self.judge_again(now);
@@ -84,14 +87,12 @@ impl Detector {
             self.window.requests_of_address(from, address)
         } else {
             // Who has a rule of his own is counted there, and not among all who share nor in a wider source.
-            let is_own = |other: &&Measure| {
-                let narrower = other.pattern.is_part_of(&measure.pattern);
-                !other.shares && (measure.shares || other.address.is_none() && narrower)
-            };
+            let has_own =
+                |other: &&Measure| !other.shares && measure.shares || measure.contains(other);
             let own: Vec<&Pattern> = self
                 .measures
                 .iter()
-                .filter(is_own)
+                .filter(has_own)
                 .map(|other| &other.pattern)
                 .collect();
             self.window.requests_since(from, |key| {
@@ -317,10 +318,8 @@ impl Detector {
         }
         let measure = self.measures.remove(at);
         // What it answered for is the business of the wider ones from now on.
-        let is_part = |other: &&mut Measure| {
-            !other.shares && measure.address.is_none() && measure.pattern.is_part_of(&other.pattern)
-        };
-        for wider in self.measures.iter_mut().filter(is_part) {
+        let wider = |other: &&mut Measure| other.contains(&measure);
+        for wider in self.measures.iter_mut().filter(wider) {
             wider.expected += measure.expected;
             wider.held += measure.held;
         }

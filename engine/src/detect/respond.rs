@@ -63,12 +63,12 @@ impl Detector {
     /// those, which give way to it, in descending order. A surge that rises slowly is often found by a
     /// part first.
     ///
-    /// A part that is blocked stays where the whole may only be throttled: then the cause is the rest.
+    /// A part that is blocked stays where the whole may only be throttled, and all do where the whole
+    /// would go beyond the budget: then the cause is the rest.
     fn with_parts(&self, cause: &Cause, now: Instant) -> (Cause, Vec<usize>) {
         let is_part = |measure: &Measure| {
-            !measure.shares
-                && measure.address.is_none()
-                && measure.pattern.is_part_of(&cause.pattern)
+            let blames = !measure.shares && measure.address.is_none();
+            blames && measure.pattern.is_part_of(&cause.pattern)
         };
         let parts: Vec<usize> = (0..self.measures.len())
             .rev()
@@ -79,11 +79,12 @@ impl Detector {
         }
         let whole = self.measured(cause, cause.pattern.clone(), now);
         let blocks = |measure: &Measure| measure.stage != Stage::Throttle;
-        let stays = whole.collateral > self.spec.collateral_max
+        let weakens = whole.collateral > self.spec.collateral_max
             && parts
                 .iter()
                 .any(|at| self.measures.get(*at).is_some_and(blocks));
-        if stays {
+        let spent = self.spent_besides(&parts) + self.hit(whole.collateral);
+        if weakens || spent > self.spec.budget {
             let rest = Cause {
                 collateral: whole.collateral,
                 collateral_of_service: whole.collateral_of_service,
@@ -127,8 +128,7 @@ impl Detector {
             suspicion.suspects.push(cause.pattern.clone());
             return false;
         };
-        let (cause, parts) = &self.with_parts(cause, now);
-        // Of the rest: a crowd does not become a loop by having one in it.
+        // Of what has no rule yet: a crowd does not become a loop by having one in it.
         let mut finding = self.judge(&cause.pattern, suspicion.began, now);
         if self.past.was_withdrawn(&source, now) {
             finding.nature = Nature::Unclear;
@@ -138,12 +138,12 @@ impl Detector {
         } else {
             None
         };
-        let (source, cause, address) = match single {
+        let (source, (cause, parts), address) = match single {
             Some((address, narrowed)) => {
                 let source = Source::everybody().with("ip", &text_of(address));
-                (source, narrowed, Some(address))
+                (source, (narrowed, Vec::new()), Some(address))
             }
-            None => (source, cause.clone(), None),
+            None => (source, self.with_parts(cause, now), None),
         };
         let mut evidence = Evidence {
             coverage: cause.coverage,
@@ -176,9 +176,7 @@ impl Detector {
             shares: false,
             nature: finding.nature,
         };
-        if found.address.is_none() {
-            self.merge(parts.clone(), &found.source, now);
-        }
+        self.merge(parts, &found.source, now);
         let found = self.widened(found, now);
         match self.room_for(&found.cause) {
             Ok(room) => {
@@ -220,13 +218,9 @@ impl Detector {
         let source = cause
             .pattern
             .source(&self.schema, &self.columns, &self.names);
-        let others = (0..self.measures.len())
-            .filter(|at| !places.contains(at))
-            .filter_map(|at| self.measures.get(at));
-        let spent: f64 = others.map(|measure| self.hit(measure.collateral)).sum();
         let fits = purity >= act::PURITY_MIN
             && collateral <= self.spec.collateral_max
-            && spent + collateral <= self.spec.budget;
+            && self.spent_besides(&places) + collateral <= self.spec.budget;
         let (Some(source), true) = (source, fits) else {
             return found;
         };

@@ -33,12 +33,7 @@ impl Detector {
         let gain = cause.observed - cause.expected;
         let own = |measure: &&Measure| !measure.shares;
         let mut count = self.measures.iter().filter(own).count();
-        let mut spent: f64 = self
-            .measures
-            .iter()
-            .filter(own)
-            .map(|measure| self.hit(measure.collateral))
-            .sum();
+        let mut spent = self.spent_besides(&[]);
         let budget = self.spec.budget - self.hit(cause.collateral);
         let mut smallest: Vec<(usize, &Measure)> = self
             .measures
@@ -79,6 +74,15 @@ impl Detector {
         }
         room.leaving.sort_unstable_by(|a, b| b.cmp(a));
         Ok(room)
+    }
+
+    /// Returns which share of normal traffic the rules in force may refuse, but for those at `places`.
+    pub(super) fn spent_besides(&self, places: &[usize]) -> f64 {
+        let measures = self.measures.iter().enumerate();
+        let others = measures.filter(|(at, measure)| !measure.shares && !places.contains(at));
+        others
+            .map(|(_, measure)| self.hit(measure.collateral))
+            .sum()
     }
 
     /// Returns which share of normal traffic a rule may refuse. One that may never block lets through

@@ -126,7 +126,7 @@ impl Detector {
     }
 
     /// Returns whether strangers that come now may become known: not while a surge is on of which it is
-    /// not known whose it is. Those of its sources are left out in any case ([`Detector::suspects`]).
+    /// not known whose it is. Those of its sources are left out in any case ([`Detector::unfamiliar`]).
     pub(super) fn may_get_to_know(&self, now: Instant) -> bool {
         match &self.suspicion {
             Some(suspicion) if !suspicion.is_young(now) => true,
@@ -137,7 +137,7 @@ impl Detector {
 
     /// Returns the sources of which no stranger may become known: those that have a rule, and what the
     /// surge that is being looked into is about.
-    pub(super) fn suspects(&self) -> Vec<Pattern> {
+    pub(super) fn unfamiliar(&self) -> Vec<Pattern> {
         let suspicion = self.suspicion.as_ref();
         let explained = suspicion.map_or(&[][..], |suspicion| &suspicion.explained);
         let ruled = self.measures.iter().map(|measure| &measure.pattern);
@@ -151,12 +151,12 @@ impl Detector {
         let Some(began) = alarms.iter().map(|alarm| alarm.since).max() else {
             let quiet = |suspicion: &Suspicion| now.since(suspicion.alarmed) >= QUIET_FOR;
             if self.suspicion.as_ref().is_some_and(quiet) {
-                self.end_suspicion(now);
+                self.end_suspicion(None, now);
             }
             return false;
         };
         if leapt.is_some() {
-            self.end_suspicion(now);
+            self.end_suspicion(Some("a surge of its own came upon it"), now);
         }
         let mut suspicion = match self.suspicion.take() {
             Some(suspicion) => suspicion,
@@ -201,6 +201,7 @@ impl Detector {
     /// Returns since when there is a surge of its own upon the one that is being looked into, if there is
     /// one: what was found out about the other, and how seldom it is searched by now, is not for this one.
     fn leapt(&mut self, now: Instant) -> Option<Instant> {
+        let raised = self.suspicion.as_ref()?.raised;
         let excess = self.unexplained(now);
         let level = self.reference.level();
         let more = ((EFFECT_MIN - 1.0) * level).max(floor_of(level, self.spec.floor_per_second));
@@ -209,7 +210,7 @@ impl Detector {
             suspicion.rise.conclude(excess);
         }
         let since = suspicion.rise.hear(excess, more, now)?;
-        (now.since(suspicion.raised) >= PATIENCE).then_some(since)
+        (now.since(raised) >= PATIENCE).then_some(since)
     }
 
     fn alarms(&mut self) -> Vec<Alarm> {
@@ -265,13 +266,15 @@ impl Detector {
         })
     }
 
-    fn end_suspicion(&mut self, now: Instant) {
+    fn end_suspicion(&mut self, why: Option<&str>, now: Instant) {
         if let Some(incident) = self
             .suspicion
             .take()
             .and_then(|suspicion| suspicion.incident)
         {
-            self.incidents.happen(incident, Happening::Ended, now);
+            let why = why.map(Arc::from);
+            self.incidents
+                .happen_because(incident, Happening::Ended, why, now);
         }
     }
 

@@ -174,14 +174,16 @@ impl Mix {
             let (leaf, clients) = recorded.leaf(&moment.between, random.bits(), random.unit());
             let clients = (f64::from(clients) * moment.crowd).max(1.0);
             let rank = self.ranks.sender(clients, random.bits());
-            return match recorded.slot(leaf, rank) {
-                Ok(slot) => self.at(slot, leaf),
-                Err(number) => Client {
+            let who = recorded.who(leaf);
+            let Some(slot) = recorded.slot(who, rank) else {
+                let number = u64::from(who) << 32 | u64::from(rank);
+                return Client {
                     seed: mix(self.seed ^ mix(number ^ 0xC03D)),
                     slot: None,
                     leaf,
-                },
+                };
             };
+            return self.at(slot, leaf);
         }
         let slot = self.ranks.sender(f64::from(self.clients), random.bits());
         self.at(slot, 0)

@@ -209,17 +209,16 @@ impl Recorded {
         self.first_slots.last().copied().unwrap_or(1)
     }
 
-    /// Returns the place of the `rank`-th client behind a leaf; a number for it where the table never
-    /// has so many clients.
-    pub(super) fn slot(&self, leaf: u32, rank: u32) -> Result<u32, u64> {
-        let who = self.leaves.who(leaf);
-        let first = |who: u32| self.first_slots.get(who as usize).copied().unwrap_or(0);
-        let slot = first(who).saturating_add(rank);
-        if slot < first(who + 1) {
-            Ok(slot)
-        } else {
-            Err(u64::from(who) << 32 | u64::from(rank))
-        }
+    /// Returns the place of the `rank`-th client of a who; `None` where the table never has so many.
+    pub(super) fn slot(&self, who: u32, rank: u32) -> Option<u32> {
+        let who = who as usize;
+        let slot = self.first_slots.get(who)?.checked_add(rank)?;
+        (slot < *self.first_slots.get(who + 1)?).then_some(slot)
+    }
+
+    /// Returns whose leaf it is.
+    pub(super) fn who(&self, leaf: u32) -> u32 {
+        self.leaves.who(leaf)
     }
 
     /// Returns a leaf of the client at a place.

@@ -229,6 +229,35 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::traffic::Random;
+
+    /// The slow, obvious version: column by column.
+    #[test]
+    fn a_mask_picks_the_keys_that_have_its_values() {
+        let mut random = Random::from_seed(3);
+        let mut picked = 0;
+        for _ in 0..20_000 {
+            let mut few = || (random.bits() % 3) as u32;
+            let key = LeafKey::of_values(
+                (0..COLUMNS_MAX)
+                    .map(|_| few())
+                    .collect::<Vec<_>>()
+                    .into_iter(),
+            );
+            let wanted: Vec<(usize, u32)> =
+                (0..3).map(|at| (at * 5 + few() as usize, few())).collect();
+            let slow = wanted
+                .iter()
+                .all(|(column, value)| key.value(*column) == *value);
+            let mask = LeafMask::of(wanted.into_iter());
+            assert_eq!(mask.picks(&key), slow);
+            picked += u32::from(slow);
+        }
+        assert!(picked > 100, "{picked}");
+        let mut refused = LeafKey::default();
+        refused.values[COLUMNS_MAX] = 1;
+        assert!(LeafMask::default().picks(&refused));
+    }
 
     #[test]
     fn the_tenth_attribute_of_the_operators_is_left_out_and_named() {

@@ -1,8 +1,9 @@
 //! What becomes of rules in force: they are judged again, become one, give way, and wake.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidegate_engine::detect::{Happening, Nature, Stress};
+use tidegate_engine::detect::{DetectionSpec, Happening, Nature, Stress};
 use tidegate_engine::rules::Action;
 
 use crate::world::{Client, Served, World, background, device, honest};
@@ -210,9 +211,17 @@ fn a_source_too_large_to_block_is_throttled_and_its_known_users_are_served() {
     assert!(world.others.refused == 0, "{:?}", world.others);
 }
 
-#[test]
-fn a_wider_source_takes_the_place_of_the_rule_for_a_part_of_it() {
-    let mut world = World::new(44);
+/// A loop of one version of `acme`, then of many others. `acme` has a tenth of normal traffic.
+fn loop_found_by_a_part(budget: f64) -> World {
+    let spec = DetectionSpec {
+        warmup: Duration::from_secs(20),
+        collateral_max: budget,
+        budget,
+        ..DetectionSpec::default()
+    };
+    let mut world = World::with(44, spec);
+    let honest = devices(200, "4.1.0", "acme", 1.0, &mut world);
+    world.background.extend(honest);
     let first = devices(300, "3.2.1", "acme", 10.0, &mut world);
     world.loads.push(load(first, BEGIN, BEGIN + 20.0));
     let mut rest = devices(300, "3.2.2", "acme", 10.0, &mut world);
@@ -226,9 +235,25 @@ fn a_wider_source_takes_the_place_of_the_rule_for_a_part_of_it() {
         ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
     );
     world.run(BEGIN + 20.0);
+    world
+}
+
+#[test]
+fn a_wider_source_takes_the_place_of_the_rule_for_a_part_of_it() {
+    let world = loop_found_by_a_part(0.5);
     assert!(world.when(Happening::Merged).is_some());
     assert_eq!(world.rules().len(), 1);
     assert_eq!(world.ruled().last().unwrap(), "app=acme, sdk=chat-android");
+}
+
+/// The rule for the part was ended before it was asked whether there is room for the wider one: beyond the
+/// budget neither was left.
+#[test]
+fn a_wider_source_that_is_beyond_the_budget_leaves_the_rule_for_a_part_of_it_alone() {
+    let world = loop_found_by_a_part(0.001);
+    assert!(world.when(Happening::Merged).is_none());
+    let rules = world.rules();
+    assert!(rules.iter().any(|rule| rule.name.as_str() == "detected-1"));
 }
 
 /// Plays a loop in one app that has a rule for two minutes, in which another app gets new users, and then

@@ -76,3 +76,29 @@ fn a_name_under_which_a_few_loop_first_does_not_say_what_is_usual() {
     assert!(throttled <= 3.0, "throttled after {throttled} s");
     assert!(world.when(Happening::Blocked).is_some());
 }
+
+/// Twice as often as usual, and five times everybody's traffic from one source.
+#[test]
+fn a_drastic_loop_of_clients_twice_as_busy_as_usual_is_throttled_within_three_seconds() {
+    let mut world = quiet_world(46);
+    let loopers = devices(25_000, "3.2.1", "acme", 0.2, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 5.0));
+    world.run(BEGIN + 5.0);
+    assert_eq!(
+        world.ruled(),
+        ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
+    );
+    let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
+    assert!(throttled <= 3.0, "throttled after {throttled} s");
+}
+
+/// The control: as many requests from clients that send as usual.
+#[test]
+fn a_drastic_crowd_makes_no_rule() {
+    let mut world = quiet_world(46);
+    let crowd = devices(50_000, "3.2.1", "acme", 0.1, &mut world);
+    world.loads.push(load(crowd, BEGIN, BEGIN + 5.0));
+    world.run(BEGIN + 5.0);
+    assert!(world.when(Happening::Surge).is_some());
+    assert!(world.ruled().is_empty(), "{:?}", world.ruled());
+}
