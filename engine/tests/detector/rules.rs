@@ -212,10 +212,10 @@ fn a_source_too_large_to_block_is_throttled_and_its_known_users_are_served() {
 }
 
 /// A loop of one version of `acme`, then of many others. `acme` has a tenth of normal traffic.
-fn loop_found_by_a_part(budget: f64) -> World {
+fn loop_found_by_a_part(collateral_max: f64, budget: f64) -> World {
     let spec = DetectionSpec {
         warmup: Duration::from_secs(20),
-        collateral_max: budget,
+        collateral_max,
         budget,
         ..DetectionSpec::default()
     };
@@ -240,7 +240,7 @@ fn loop_found_by_a_part(budget: f64) -> World {
 
 #[test]
 fn a_wider_source_takes_the_place_of_the_rule_for_a_part_of_it() {
-    let world = loop_found_by_a_part(0.5);
+    let world = loop_found_by_a_part(0.5, 0.5);
     assert!(world.when(Happening::Merged).is_some());
     assert_eq!(world.rules().len(), 1);
     assert_eq!(world.ruled().last().unwrap(), "app=acme, sdk=chat-android");
@@ -250,7 +250,7 @@ fn a_wider_source_takes_the_place_of_the_rule_for_a_part_of_it() {
 /// budget neither was left.
 #[test]
 fn a_wider_source_that_is_beyond_the_budget_leaves_the_rule_for_a_part_of_it_alone() {
-    let world = loop_found_by_a_part(0.001);
+    let world = loop_found_by_a_part(0.5, 0.05);
     assert!(world.when(Happening::Merged).is_none());
     let rules = world.rules();
     assert!(rules.iter().any(|rule| rule.name.as_str() == "detected-1"));

@@ -79,7 +79,7 @@ fn a_name_under_which_a_few_loop_first_does_not_say_what_is_usual() {
 
 /// Twice as often as usual, and five times everybody's traffic from one source.
 #[test]
-fn a_drastic_loop_of_clients_twice_as_busy_as_usual_is_throttled_within_three_seconds() {
+fn a_drastic_loop_of_clients_twice_as_busy_as_usual_is_throttled_within_two_seconds() {
     let mut world = quiet_world(46);
     let loopers = devices(25_000, "3.2.1", "acme", 0.2, &mut world);
     world.loads.push(load(loopers, BEGIN, BEGIN + 5.0));
@@ -89,7 +89,8 @@ fn a_drastic_loop_of_clients_twice_as_busy_as_usual_is_throttled_within_three_se
         ["app=acme, sdk=chat-android, sdk_version=3.2.1"]
     );
     let throttled = world.when(Happening::Throttled).unwrap() - BEGIN;
-    assert!(throttled <= 3.0, "throttled after {throttled} s");
+    // Before the typical client can be asked.
+    assert!(throttled < 2.0, "throttled after {throttled} s");
 }
 
 /// The control: as many requests from clients that send as usual.
