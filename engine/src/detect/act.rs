@@ -168,8 +168,6 @@ pub(super) struct Situation<'a> {
     pub(super) spec: &'a DetectionSpec,
     pub(super) is_warm: bool,
     pub(super) suffering: bool,
-    /// Requests per second above what is expected that come of others, and that no rule answers for.
-    pub(super) unexplained: f64,
     pub(super) now: Instant,
 }
 
@@ -261,9 +259,7 @@ impl Measure {
     fn may_block(&mut self, offered: f64, situation: &Situation<'_>) -> bool {
         let now = situation.now;
         let purity = (offered - self.expected) / offered.max(f64::MIN_POSITIVE);
-        // While everybody is busier than usual this source is so, too, and a throttle suffices.
-        let stands_out = situation.unexplained <= self.excess();
-        if purity < PURITY_MIN || !stands_out {
+        if purity < PURITY_MIN {
             self.pure_since = None;
             return false;
         }

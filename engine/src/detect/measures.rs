@@ -42,7 +42,6 @@ impl Detector {
             return false;
         }
         let is_warm = self.is_warm();
-        let unexplained = self.unexplained(now);
         let mut changed = self.judge_again(now);
         let offered: Vec<f64> = self
             .measures
@@ -57,7 +56,6 @@ impl Detector {
                 spec: &self.spec,
                 is_warm,
                 suffering: stress.concerns(&measure.source),
-                unexplained,
                 now,
             };
             let change = measure.step(offered, &situation);
