@@ -113,12 +113,13 @@ fn a_table_played_faster_keeps_its_rate() {
 fn where_a_shape_rises_more_clients_come_each_as_usual() {
     let counts = table("ts,app,count\n0,a,30000\n60,a,30000\n120,a,30000\n180,a,30000\n");
     // 150 requests a second in the training and for 20 s, 750 from then on.
-    let mut lines = String::from("period,count\n");
-    for period in 0..40 {
+    let header = std::iter::once("period,count".to_owned());
+    let periods = (0..40).map(|period| {
         let count = if period < 36 { 100 } else { 500 };
-        lines.push_str(&format!("{},{count}\n", period * 20));
-    }
-    let shape = Shape::parse("shape.csv", &lines).unwrap();
+        format!("{},{count}", period * 20)
+    });
+    let lines: Vec<String> = header.chain(periods).collect();
+    let shape = Shape::parse("shape.csv", &lines.join("\n")).unwrap();
     let text = "name: t\nduration: 30s\ndetection: { warmup: 60s }\n\
                 background: { table: counts.csv, rate: 200/s, begin: 710s }\n";
     let outcome = play_shaped(text, Some(counts), Some(shape));
