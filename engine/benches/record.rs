@@ -13,7 +13,7 @@ use std::time::Instant;
 use tidegate_engine::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
 use tidegate_engine::detect::{DetectionSpec, Detector, Stress};
 use tidegate_engine::request::{HashKey, RequestFacts};
-use tidegate_engine::traffic::{Arrival, Names, Random, Standing, Traffic};
+use tidegate_engine::traffic::{Arrival, LeafMask, Names, Random, Standing, Traffic};
 
 const REQUESTS: usize = 1000;
 const ROUNDS: usize = 1000;
@@ -86,9 +86,10 @@ fn record() {
         };
         schema.add(spec).unwrap_or(AttributeId::USER_AGENT)
     });
-    for (name, distinct) in [
-        ("100 combinations", 100),
-        ("every request distinct", REQUESTS),
+    for (name, distinct, suspects) in [
+        ("100 combinations", 100, 0),
+        ("every request distinct", REQUESTS, 0),
+        ("every one of a stranger, 72 suspects", REQUESTS, 72),
     ] {
         let key = HashKey::from_seed(1);
         let mut random = Random::from_seed(2);
@@ -112,6 +113,9 @@ fn record() {
             })
             .collect();
         let traffic = Traffic::new(&schema, 1, 3);
+        // None of them is one, so each is held against all.
+        let nobody = |at| LeafMask::of(std::iter::once((0, u32::MAX - at)));
+        traffic.suspect((0..suspects).map(nobody).collect());
         let Some(recorder) = traffic.recorder(0) else {
             return;
         };

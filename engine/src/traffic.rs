@@ -42,7 +42,7 @@ use names::{NewName, Seen};
 /// so even if each is a combination of its own, most find a bucket.
 const WORKER_BUCKETS: usize = 1 << 13;
 
-/// The most sources that strangers are held against: 96 × 128 B.
+/// The most sources that strangers are held against: 96 × 152 B.
 const SUSPECTS_MAX: usize = 96;
 
 /// How a request stands with the rules, for what may be learnt from it.

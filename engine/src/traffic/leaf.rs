@@ -63,17 +63,20 @@ impl LeafKey {
 pub struct LeafMask {
     mask: [u32; SLOTS],
     values: [u32; SLOTS],
+    /// One of them with its column, by which most keys are told at once; `None`: it picks everybody.
+    first: Option<(usize, u32)>,
 }
 
 impl LeafMask {
-    /// Makes the mask of keys that have these values in these columns.
-    pub(crate) fn of(values: impl Iterator<Item = (usize, u32)>) -> Self {
+    /// Makes the mask of keys that have these values, hashed, in these columns.
+    pub fn of(values: impl Iterator<Item = (usize, u32)>) -> Self {
         let mut of = Self::default();
         for (column, value) in values {
             if let (Some(mask), Some(place)) = (of.mask.get_mut(column), of.values.get_mut(column))
             {
                 *mask = u32::MAX;
                 *place = value;
+                of.first = Some((column, value));
             }
         }
         of
@@ -81,11 +84,10 @@ impl LeafMask {
 
     /// Returns whether a key is one of them.
     pub(super) fn picks(&self, key: &LeafKey) -> bool {
-        let slots = key.values.iter().zip(&self.mask).zip(&self.values);
-        // Without a branch for each: this is asked on the request path.
-        slots.fold(0, |differ, ((value, mask), wanted)| {
-            differ | ((value & mask) ^ wanted)
-        }) == 0
+        let mut slots = key.values.iter().zip(&self.mask).zip(&self.values);
+        self.first
+            .is_none_or(|(column, value)| key.value(column) == value)
+            && slots.all(|((value, mask), wanted)| value & mask == *wanted)
     }
 }
 
