@@ -24,6 +24,9 @@ const COUNTINGS: [f64; 6] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0];
 /// Shares of leaves that something may have happened to.
 const AFFECTED: [f64; 2] = [0.05, 0.4];
 
+/// Likelihoods that are multiplied before a logarithm is taken: 1e±2 to the 16th is far from overflow.
+const FACTORS: usize = 16;
+
 /// Leaves looked at for the first estimate, and around it for the final one. A spread fitted on 512
 /// leaves errs by 1 / √1024 = 3 %.
 const SAMPLE_COARSE: usize = 128;
@@ -82,29 +85,33 @@ impl Noise {
         best(near, &fine)
     }
 
-    fn likelihood(&self, sample: &[(f64, f64)], affected: f64) -> f64 {
-        let anywhere = affected / 4.0;
-        sample
-            .iter()
-            .map(|(deviation, sum)| {
+    /// Returns the log likelihood of a sample, with the share of affected leaves that suits it best.
+    fn likelihood(&self, sample: &[(f64, f64)]) -> f64 {
+        // The logarithm of a product is as good as the sum of logarithms and costs one of them: the
+        // factors lie between 1e-2 and 1e2.
+        let mut sums = [0.0; AFFECTED.len()];
+        for some in sample.chunks(FACTORS) {
+            let mut products = [1.0; AFFECTED.len()];
+            for (deviation, sum) in some {
                 let std = self.deviation_std(*sum);
                 // The part of the bell that lies between −2 and 2.
                 let inside = 2.0 * cumulative(2.0 / std) - 1.0;
-                ((1.0 - affected) * density(deviation / std) / (std * inside) + anywhere).ln()
-            })
-            .sum()
+                let bell = density(deviation / std) / (std * inside);
+                for (product, affected) in products.iter_mut().zip(AFFECTED) {
+                    *product *= (1.0 - affected) * bell + affected / 4.0;
+                }
+            }
+            for (sum, product) in sums.iter_mut().zip(products) {
+                *sum += product.ln();
+            }
+        }
+        sums.into_iter().fold(f64::NEG_INFINITY, f64::max)
     }
 }
 
 fn best(candidates: impl Iterator<Item = Noise>, sample: &[(f64, f64)]) -> Noise {
-    let likelihood = |noise: &Noise| {
-        AFFECTED
-            .map(|affected| noise.likelihood(sample, affected))
-            .into_iter()
-            .fold(f64::NEG_INFINITY, f64::max)
-    };
     candidates
-        .map(|noise| (likelihood(&noise), noise))
+        .map(|noise| (noise.likelihood(sample), noise))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map_or(
             Noise {
