@@ -231,7 +231,7 @@ def main():
         if not options.out:
             shutil.rmtree(folder, ignore_errors=True)
     print(report.text())
-    print(f"\n{time.time() - began:.0f} s in all; seed {args.seed}, {RATE} requests a second of background.")
+    print(f"\n{time.time() - began:.0f} s in all; seed {options.seed}, {RATE} requests a second of background.")
     missed = [row[0] for row in report.rows if row[3] == "**no**"]
     sys.exit(1 if missed else 0)
 
@@ -239,7 +239,7 @@ def main():
 def measure(options, folder):
     days = [unpack(options.data, f"day{at:02}.csv", folder) for at in range(3)]
     worldcup = unpack(options.data, "worldcup98-minute.csv", folder)
-    rng = random.Random(args.seed)
+    rng = random.Random(options.seed)
     read = [Day(path) for path in days]
     runner = Runner(options.binary, folder, options.jobs)
 
