@@ -32,6 +32,15 @@ impl AttributeId {
     /// The `path` of the service's match that applied.
     pub const ROUTE: Self = Self(8);
 
+    /// Returns the attribute at a place below [`ATTRIBUTES_MAX`]; of a larger one, the last.
+    pub(crate) const fn at(index: usize) -> Self {
+        if index < ATTRIBUTES_MAX {
+            Self(index as u8)
+        } else {
+            Self(ATTRIBUTES_MAX as u8 - 1)
+        }
+    }
+
     /// Returns the place, for arrays of [`ATTRIBUTES_MAX`].
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -173,6 +182,13 @@ impl Schema {
     /// Returns the name at `id`.
     pub fn name(&self, id: AttributeId) -> &str {
         self.spec(id).map_or("?", |spec| &spec.name)
+    }
+
+    /// Walks the operator's attributes of clients that may be shown, in order.
+    pub fn own_who(&self) -> impl Iterator<Item = AttributeId> {
+        let own = self.iter().skip(BUILT_IN.len());
+        own.filter(|(_, spec)| spec.side == Side::Who && !spec.secret)
+            .map(|(id, _)| id)
     }
 
     /// Walks all attributes in order.

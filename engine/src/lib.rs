@@ -14,6 +14,7 @@ pub mod limit;
 pub mod policy;
 pub mod problem;
 pub mod reader;
+pub mod recent;
 pub mod request;
 pub mod rules;
 pub mod rules_file;

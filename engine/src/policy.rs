@@ -12,6 +12,7 @@ mod explain;
 mod judge;
 mod matcher;
 mod networks;
+mod preview;
 mod route;
 mod sparing;
 mod trial;
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 pub use self::explain::{AttributeShown, Explanation, Step};
+pub use self::preview::{Met, NORMAL_SHARE_MAX, Preview};
 pub use self::route::Route;
 pub use self::version::read_version;
 

@@ -1,0 +1,213 @@
+//! Tries a rule on the recent requests before it is in force: how many it would meet, and whose.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::condition::Clauses;
+use crate::attribute::{AttributeId, Schema};
+use crate::recent::{Recent, RecentRequest, telling_attributes};
+use crate::rules::{Action, Origin, Rule};
+use crate::source::Source;
+use crate::time::Instant;
+
+/// The most sources and tenants that are listed.
+const LISTED_MAX: usize = 10;
+
+/// Share of the recent normal traffic above which a rule needs somebody to insist.
+pub const NORMAL_SHARE_MAX: f64 = 0.25;
+
+/// What a rule would meet. An estimate from a sample: a share of `p` from `n` requests errs by about
+/// √(p (1 − p) / n).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Preview {
+    /// How far the sample goes back, in seconds.
+    pub seconds: f64,
+    /// Requests in the sample.
+    pub sampled: u64,
+    /// Of them, those that the rule would meet.
+    pub matched: u64,
+    /// Requests a second that the rule would meet.
+    pub matched_per_second: f64,
+    /// Share of all requests that it would meet, 0 to 1.
+    pub share: f64,
+    /// Share of those that no rule and no limit refused, 0 to 1: the normal traffic.
+    pub share_of_normal: f64,
+    /// Whose requests it would meet, most first.
+    pub sources: Vec<Met>,
+    /// Which tenants' requests, most first; empty where no attribute is called `tenant`.
+    pub tenants: Vec<Met>,
+}
+
+/// A source that a rule would meet.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Met {
+    /// The source.
+    pub source: Source,
+    /// Its requests that the rule would meet, a second.
+    pub requests_per_second: f64,
+    /// Their share of all that the rule would meet, 0 to 1.
+    pub share: f64,
+}
+
+impl Preview {
+    /// Returns whether the rule would meet so much of the normal traffic that somebody must insist.
+    /// Rules that refuse nothing never do.
+    pub fn needs_force(&self, rule: &Rule) -> bool {
+        let refuses = !matches!(rule.action, Action::Allow | Action::Log);
+        refuses && self.share_of_normal > NORMAL_SHARE_MAX
+    }
+
+    /// Tries a rule on what came lately. Its mode, `percent` and rate are left out of account: it is what
+    /// the rule is about.
+    pub fn of(rule: &Rule, recent: &Recent, schema: &Schema, now: Instant) -> Self {
+        let clauses = Clauses::new(&rule.when);
+        let spares_proxies = rule.origin == Origin::Detected;
+        let by = telling_attributes(schema);
+        let tenant = schema.id("tenant");
+        let mut preview = Self::default();
+        let (mut all, mut met, mut normal, mut normal_met) = (0.0, 0.0, 0.0, 0.0);
+        let mut sources: BTreeMap<Source, f64> = BTreeMap::new();
+        let mut tenants: BTreeMap<Source, f64> = BTreeMap::new();
+        preview.seconds = recent.each(now, |request| {
+            preview.sampled += 1;
+            all += request.weight;
+            if request.passed {
+                normal += request.weight;
+            }
+            let is_ours = spares_proxies && request.facts.is_trusted_proxy();
+            if is_ours || !clauses.hold(&request.facts) {
+                return;
+            }
+            preview.matched += 1;
+            met += request.weight;
+            if request.passed {
+                normal_met += request.weight;
+            }
+            let source = source_of(request, &by, schema);
+            *sources.entry(source).or_default() += request.weight;
+            if let Some(tenant) = tenant {
+                let source = source_of(request, &[tenant], schema);
+                *tenants.entry(source).or_default() += request.weight;
+            }
+        });
+        let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        // One tick at least: what is gathered came before.
+        let seconds = preview.seconds.max(0.1);
+        let listed = |sums: BTreeMap<Source, f64>| {
+            let mut sums: Vec<(Source, f64)> = sums.into_iter().collect();
+            sums.sort_by(|a, b| b.1.total_cmp(&a.1));
+            sums.truncate(LISTED_MAX);
+            let met_by = |(source, sum)| Met {
+                source,
+                requests_per_second: sum / seconds,
+                share: share(sum, met),
+            };
+            sums.into_iter().map(met_by).collect()
+        };
+        preview.matched_per_second = met / seconds;
+        preview.share = share(met, all);
+        preview.share_of_normal = share(normal_met, normal);
+        preview.sources = listed(sources);
+        preview.tenants = listed(tenants);
+        preview
+    }
+}
+
+fn source_of(request: &RecentRequest<'_>, by: &[AttributeId], schema: &Schema) -> Source {
+    by.iter().fold(Source::everybody(), |source, id| {
+        match request.facts.text(*id) {
+            Some(value) => source.with(schema.name(*id), &value),
+            None => source.lacking(schema.name(*id)),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::attribute::{AttributeKind, AttributeSpec, Side};
+    use crate::request::{HashKey, RequestFacts};
+    use crate::rules_file::{Vocabulary, parse_rule};
+    use crate::verdict::Verdict;
+
+    fn schema() -> Schema {
+        let mut schema = Schema::built_in();
+        for name in ["app", "tenant"] {
+            let spec = AttributeSpec {
+                name: name.into(),
+                kind: AttributeKind::Text,
+                side: Side::Who,
+                secret: false,
+            };
+            schema.add(spec).unwrap();
+        }
+        schema
+    }
+
+    fn rule(when: &str, action: &str) -> Rule {
+        let text = format!("{{ name: r, when: {when}, action: {action} }}");
+        let mut vocabulary = Vocabulary::of_schema(schema());
+        let now = SystemTime::UNIX_EPOCH;
+        parse_rule("-", &text, &mut vocabulary, now, Origin::Operator).unwrap()
+    }
+
+    /// One of `acme`, which is let through, to three of `calm`, and as many of `loop`, all refused.
+    fn recent() -> Recent {
+        let (recent, key) = (Recent::new(1, 1), HashKey::from_seed(1));
+        let recorder = recent.recorder(0).unwrap();
+        let block = Verdict::Block {
+            rule: crate::verdict::Name::new("b"),
+            status: 403,
+        };
+        for _ in 0..100 {
+            for (app, verdict) in [
+                ("acme", &Verdict::Forward),
+                ("calm", &Verdict::Forward),
+                ("calm", &Verdict::Forward),
+                ("calm", &Verdict::Forward),
+                ("loop", &block),
+                ("loop", &block),
+                ("loop", &block),
+                ("loop", &block),
+            ] {
+                let mut facts = RequestFacts::new(&key, "198.51.100.7".parse().unwrap());
+                facts.set(schema().id("app").unwrap(), Cow::Borrowed(app));
+                facts.set(schema().id("tenant").unwrap(), Cow::Borrowed("t1"));
+                recorder.note(&facts, verdict, b"", Instant::ZERO);
+            }
+            recent.gather(Instant::ZERO);
+        }
+        recent
+    }
+
+    #[test]
+    fn a_preview_tells_whose_requests_a_rule_would_meet() {
+        let now = Instant::from_secs_f64(10.0);
+        let preview = Preview::of(&rule("{ app: acme }", "block"), &recent(), &schema(), now);
+        assert_eq!((preview.sampled, preview.matched), (800, 100));
+        assert!((preview.share - 0.125).abs() < 1e-9);
+        assert!((preview.share_of_normal - 0.25).abs() < 1e-9);
+        assert!((preview.matched_per_second - 10.0).abs() < 1e-9);
+        let met = Source::everybody().with("app", "acme");
+        assert_eq!(preview.sources.len(), 1);
+        assert_eq!(preview.sources[0].source, met);
+        let tenant = Source::everybody().with("tenant", "t1");
+        assert_eq!(preview.tenants[0].source, tenant);
+    }
+
+    #[test]
+    fn who_is_refused_already_is_not_normal() {
+        let preview = |when| Preview::of(&rule(when, "block"), &recent(), &schema(), Instant::ZERO);
+        assert!(preview("{ app: loop }").share_of_normal < 1e-9);
+        let needs = |when, action| preview(when).needs_force(&rule(when, action));
+        assert!(!needs("{ app: loop }", "block"));
+        assert!(!needs("{ app: acme }", "block"), "a quarter, not more");
+        assert!(needs("{ app: [acme, calm] }", "block"));
+        assert!(needs("{ ip: 0.0.0.0/0 }", "drop"));
+        assert!(!needs("{ ip: 0.0.0.0/0 }", "allow"));
+    }
+}
