@@ -31,7 +31,7 @@ use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
 use crate::settings::{Settings, Workers};
-use crate::state::{self, DetectorFile, DetectorWriter};
+use crate::state::{self, AuditFile, DetectorFile, StateWriter};
 use crate::vitals::Vitals;
 
 /// How long a drain may take.
@@ -184,8 +184,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let mut detector = Detector::new(Arc::clone(&schema), detection, seed);
     detector.set_clock(clock.wall(), clock.now());
     detector_file.restore(&mut detector);
-    let detector_writer =
-        DetectorWriter::start(detector_file).context("start the thread that keeps state")?;
+    let state_writer = StateWriter::start(detector_file, AuditFile::new(&settings.state), &metrics)
+        .context("start the thread that keeps state")?;
     let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
 
     let control = ControlParts {
@@ -198,7 +198,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         traffic: Arc::clone(&traffic),
         vitals: Arc::clone(&vitals),
         detector,
-        detector_writer: Some(detector_writer),
+        state_writer: Some(state_writer),
         listeners,
     };
     let board = Arc::clone(&inflight);

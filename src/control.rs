@@ -26,7 +26,7 @@ use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
 use crate::rules_folder::{load_rules, load_settings, read};
 use crate::settings::Settings;
-use crate::state::DetectorWriter;
+use crate::state::StateWriter;
 use crate::vitals::Vitals;
 
 /// How often what the detector has learnt is kept, while there is no alarm.
@@ -56,8 +56,8 @@ pub struct ControlParts {
     pub vitals: Arc<Vitals>,
     /// Finds the sources of surges.
     pub detector: Detector,
-    /// Keeps what the detector has learnt; `None` once all is over.
-    pub detector_writer: Option<DetectorWriter>,
+    /// Writes what is kept; `None` once all is over.
+    pub state_writer: Option<StateWriter>,
     /// Whoever wants to hear of events; one that is behind misses some, one
     /// that is gone is forgotten.
     pub listeners: Vec<SyncSender<Event>>,
@@ -147,8 +147,8 @@ impl Control {
             self.kept = began;
             let detector = &mut self.parts.detector;
             detector.set_clock(self.parts.clock.wall(), began);
-            if let Some(writer) = &self.parts.detector_writer {
-                writer.write(detector.snapshot());
+            if let Some(writer) = &self.parts.state_writer {
+                writer.snapshot(|| detector.snapshot());
             }
         }
         self.measure(began);
@@ -156,7 +156,7 @@ impl Control {
 
     /// Keeps what the detector has learnt, for the next start.
     pub fn finish(&mut self) {
-        if let Some(writer) = self.parts.detector_writer.take() {
+        if let Some(writer) = self.parts.state_writer.take() {
             writer.finish(self.parts.detector.snapshot());
         }
     }

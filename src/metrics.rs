@@ -110,6 +110,10 @@ pub struct Metrics {
     pub detector_tick_seconds: Histogram,
     /// Seconds of normal traffic that the detector has learnt from.
     pub detector_trained_seconds: Gauge,
+    /// Whether everything that was to be kept is kept.
+    pub state_writable: IntGauge,
+    /// Writes under `state` that failed.
+    pub state_write_failures_total: IntCounter,
 }
 
 /// Registers a series. The names are constants, so a failure is a mistake in this file, which every
@@ -282,6 +286,14 @@ impl Metrics {
             detector_trained_seconds: real(
                 "tidegate_detector_trained_seconds",
                 "Seconds of normal traffic that the detector has learnt from.",
+            ),
+            state_writable: gauge(
+                "tidegate_state_writable",
+                "Whether everything that was to be kept under `state` is kept (1) or waits (0).",
+            ),
+            state_write_failures_total: counter(
+                "tidegate_state_write_failures_total",
+                "Writes under `state` that failed, for example for want of room.",
             ),
             registry,
         }

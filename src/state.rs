@@ -1,16 +1,23 @@
-//! What is kept under `state`: the key under which secrets and attribute values are hashed, and what the
-//! detector has learnt.
+//! What is kept under `state`: the key under which secrets and attribute values are hashed ([`identity_key`]),
+//! what the detector has learnt ([`detector`]), operators' rules ([`kept`]) and the audit trail
+//! ([`audit`]). One thread writes all of it ([`writer`]).
 
+mod audit;
 mod detector;
+mod kept;
+mod writer;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tidegate_engine::request::HashKey;
 
-pub use detector::{DetectorFile, DetectorWriter};
+pub use audit::{AuditFile, last_lines};
+pub use detector::DetectorFile;
+pub use kept::{Found, KeptFile};
+pub use writer::{Done, StateWriter};
 
 /// The file of the key, under the state folder. Readable by its owner only.
 const KEY_FILE: &str = "identity.key";
@@ -69,32 +76,71 @@ fn make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     Ok(bytes)
 }
 
-/// Writes a file whole or not at all, for its owner only: to another name first, then in place.
+/// Writes a file whole or not at all, for its owner only: to another name first, then in place. When
+/// this has returned, file and name are on the disk.
 fn write_whole(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}", std::process::id()));
+    let draft = draft_of(path, std::process::id());
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(&draft)?;
-    for part in parts {
-        file.write_all(part)?;
+    let written = parts
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&draft, path));
+    if let Err(error) = written {
+        // A full disk is not made emptier by half a file.
+        drop(fs::remove_file(&draft));
+        return Err(error);
     }
-    file.sync_all()?;
-    fs::rename(&draft, path)
+    match path.parent() {
+        Some(folder) => fs::File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn draft_of(path: &Path, process: u32) -> PathBuf {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".draft-{process}"));
+    draft.into()
+}
+
+/// Removes the drafts that processes left which were killed while they wrote.
+///
+/// # Errors
+///
+/// The folder cannot be read.
+pub fn remove_drafts(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let process = name
+            .rsplit_once(".draft-")
+            .and_then(|(_, process)| process.parse::<u32>().ok());
+        // That of a process that runs may be under way: one that drains writes, too.
+        let is_left =
+            process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists());
+        if is_left {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn folder(name: &str) -> std::path::PathBuf {
+    /// Makes an empty folder.
+    pub(crate) fn folder(name: &str) -> PathBuf {
         let folder =
             std::env::temp_dir().join(format!("tidegate-state-{}-{name}", std::process::id()));
         drop(fs::remove_dir_all(&folder));
+        fs::create_dir_all(&folder).unwrap();
         folder
     }
 
@@ -127,10 +173,35 @@ mod tests {
     #[test]
     fn a_damaged_key_is_an_error_that_says_what_to_do() {
         let folder = folder("damaged");
-        fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(KEY_FILE), b"short").unwrap();
         let error = identity_key(&folder).unwrap_err().to_string();
         assert!(error.contains("5 bytes and not 32; delete it"), "{error}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn drafts_of_processes_that_are_gone_are_removed() {
+        let folder = folder("drafts");
+        let path = folder.join("rules.kept");
+        let (left, own) = (
+            draft_of(&path, u32::MAX),
+            draft_of(&path, std::process::id()),
+        );
+        for draft in [&left, &own, &path] {
+            fs::write(draft, "x").unwrap();
+        }
+        remove_drafts(&folder).unwrap();
+        assert!(!left.exists() && own.exists() && path.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_the_old_one_and_no_draft() {
+        let folder = folder("no-draft");
+        let path = folder.join("a-folder");
+        fs::create_dir_all(path.join("in-the-way")).unwrap();
+        assert!(write_whole(&path, &[b"x"]).is_err());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::remove_dir_all(&folder).unwrap();
     }
 }

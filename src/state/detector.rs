@@ -1,16 +1,12 @@
-//! Keeps what the detector has learnt: read at the start, written each minute and at the end, by a
-//! thread of its own. A file that cannot be used is set aside, and the detector learns anew.
+//! What the detector has learnt: read at the start, written each minute and at the end. A file that
+//! cannot be used is set aside, and the detector learns anew.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
 use tidegate_engine::detect::{Detector, SNAPSHOT_BYTES_MAX};
 use tidegate_engine::request::HashKey;
-
-use super::write_whole;
 
 /// The file, under the state folder. It holds keyed hashes and counts; readable by its owner only.
 const FILE: &str = "detector.state";
@@ -82,58 +78,14 @@ impl DetectorFile {
         }
     }
 
-    fn write(&self, snapshot: &[u8]) -> io::Result<()> {
-        write_whole(&self.path, &[&self.check, snapshot])
-    }
-}
-
-/// Writes snapshots on a thread of its own: a slow disk delays no tick.
-#[derive(Debug)]
-pub struct DetectorWriter {
-    snapshots: SyncSender<Vec<u8>>,
-    thread: JoinHandle<()>,
-}
-
-impl DetectorWriter {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    ///
-    /// The system has no thread to give.
-    pub fn start(file: DetectorFile) -> io::Result<Self> {
-        let (snapshots, waiting) = sync_channel(0);
-        let thread = std::thread::Builder::new()
-            .name("state".into())
-            .spawn(move || write_all(&file, &waiting))?;
-        Ok(Self { snapshots, thread })
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Hands a snapshot over, of which there is one at a time; it is left out when the disk is not done with the last one.
-    pub fn write(&self, snapshot: Vec<u8>) {
-        if self.snapshots.try_send(snapshot).is_err() {
-            tracing::debug!("the last snapshot of the detector is still being written");
-        }
-    }
-
-    /// Writes a last snapshot and waits until it is on the disk.
-    pub fn finish(self, snapshot: Vec<u8>) {
-        let sent = self.snapshots.send(snapshot);
-        drop(self.snapshots);
-        if sent.is_err() || self.thread.join().is_err() {
-            tracing::error!("the last snapshot of the detector was not written");
-        }
-    }
-}
-
-fn write_all(file: &DetectorFile, waiting: &Receiver<Vec<u8>>) {
-    for snapshot in waiting {
-        if let Err(error) = file.write(&snapshot) {
-            tracing::warn!(
-                path = %file.path.display(),
-                %error,
-                "what the detector has learnt was not kept; it is tried again in a minute"
-            );
-        }
+    /// Returns what stands in the file for this snapshot, in parts.
+    pub fn parts(&self, snapshot: Vec<u8>) -> Vec<Vec<u8>> {
+        vec![self.check.to_vec(), snapshot]
     }
 }
 
@@ -146,14 +98,9 @@ mod tests {
     use tidegate_engine::detect::DetectionSpec;
 
     use super::*;
-
-    fn folder(name: &str) -> PathBuf {
-        let folder =
-            std::env::temp_dir().join(format!("tidegate-learnt-{}-{name}", std::process::id()));
-        drop(fs::remove_dir_all(&folder));
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
+    use crate::metrics::Metrics;
+    use crate::state::tests::folder;
+    use crate::state::{AuditFile, StateWriter, write_whole};
 
     fn detector() -> Detector {
         Detector::new(Arc::new(Schema::built_in()), DetectionSpec::default(), 1)
@@ -161,9 +108,11 @@ mod tests {
 
     #[test]
     fn what_was_written_is_restored_and_only_its_owner_may_read_it() {
-        let folder = folder("same");
+        let folder = folder("learnt-same");
         let file = DetectorFile::new(&folder, &HashKey::from_seed(1));
-        let writer = DetectorWriter::start(file.clone()).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let audit = AuditFile::new(&folder);
+        let writer = StateWriter::start(file.clone(), audit, &metrics).unwrap();
         let snapshot = detector().snapshot();
         writer.finish(snapshot.clone());
         assert_eq!(file.read().unwrap(), Some(snapshot));
@@ -176,16 +125,17 @@ mod tests {
 
     #[test]
     fn a_damaged_file_and_one_of_another_key_are_set_aside() {
-        let folder = folder("aside");
+        let folder = folder("learnt-aside");
         let file = DetectorFile::new(&folder, &HashKey::from_seed(1));
         let mut damaged = detector().snapshot();
         *damaged.last_mut().unwrap() ^= 1;
-        file.write(&damaged).unwrap();
+        let write = |snapshot: &[u8]| write_whole(&file.path, &[&file.check, snapshot]).unwrap();
+        write(&damaged);
         file.restore(&mut detector());
         assert!(!file.path.exists());
         assert!(folder.join("detector.state.unusable").exists());
 
-        file.write(&detector().snapshot()).unwrap();
+        write(&detector().snapshot());
         let other = DetectorFile::new(&folder, &HashKey::from_seed(2));
         other.restore(&mut detector());
         assert!(!file.path.exists());
