@@ -1,8 +1,11 @@
 //! The admin listener: health, metrics and the API, on the control thread and on an address of its
-//! own, so that it answers however busy the workers are.
+//! own, so that it answers however busy the workers are. [`api`] shows, [`change`] changes, [`auth`] says
+//! who may.
 
 mod api;
 mod auth;
+mod change;
+mod events;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -15,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -25,7 +28,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use self::auth::{Access, Token};
+use self::events::EventStream;
 use crate::control::Control;
+use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 
 /// The most connections of the admin listener.
@@ -33,7 +38,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// How long a request head may take, and a connection be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, EventStream>>;
 
 /// What the admin side shows.
 #[derive(Debug)]
@@ -42,6 +47,8 @@ pub struct Admin {
     pub control: Rc<RefCell<Control>>,
     /// Requests in flight.
     pub inflight: Arc<InflightBoard>,
+    /// Tells clients apart, to explain a request.
+    pub identify: Arc<Identify>,
     /// Whether the process is being drained.
     pub drain: watch::Receiver<bool>,
     /// The token that operators show; `None` on loopback, where the machine's users are trusted.
@@ -81,8 +88,8 @@ impl Admin {
             let admin = Rc::clone(&admin);
             tokio::task::spawn_local(async move {
                 let service = service_fn(|request| {
-                    let answer = admin.answer(&request, peer);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let answer = Rc::clone(&admin).answer(request, peer);
+                    async move { Ok::<_, Infallible>(answer.await) }
                 });
                 let served = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -97,7 +104,7 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+    async fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answer {
         let path = request.uri().path();
         let is_probe = matches!(path, "/healthz" | "/readyz");
         match auth::check(request.headers(), self.token.as_ref()) {
@@ -124,15 +131,41 @@ impl Admin {
                 return answer;
             }
         }
-        let known = api::is_known(path);
-        if known && !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = problem(405, "this can only be read", "use GET");
-            answer
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let method = request.method();
+        let is_read = matches!(*method, Method::GET | Method::HEAD);
+        let Some(allowed) = api::methods_at(path) else {
+            return problem(404, "there is nothing at this path", api::SEE_PATHS);
+        };
+        let asked = if is_read { "GET" } else { method.as_str() };
+        if !allowed.split(", ").any(|allowed| allowed == asked) {
+            let mut answer = problem(405, "this cannot be done here", &format!("use {allowed}"));
+            let allowed = HeaderValue::from_str(allowed);
+            if let Ok(allowed) = allowed {
+                answer.headers_mut().insert(ALLOW, allowed);
+            }
             return answer;
         }
+        if is_read {
+            return self.read(&request);
+        }
+        if auth::is_cross_site(request.headers()) {
+            return problem(
+                403,
+                "the request comes from a page of another site",
+                "send it without Origin, or from this listener's own page",
+            );
+        }
+        change::change(self, request, peer).await
+    }
+
+    fn read(&self, request: &Request<Incoming>) -> Answer {
+        let path = request.uri().path();
         match path {
+            "/" => answer(
+                StatusCode::OK,
+                "text/html; charset=utf-8",
+                Bytes::from_static(include_bytes!("admin/overview.html")),
+            ),
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if *self.drain.borrow() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
@@ -143,13 +176,31 @@ impl Admin {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 answer(StatusCode::OK, kind, Bytes::from(text))
             }
+            "/api/openapi.json" => answer(
+                StatusCode::OK,
+                "application/json",
+                Bytes::from_static(include_bytes!("admin/openapi.json")),
+            ),
+            "/api/v1/events" => self.events(),
             _ => api::read(self, path, request.uri().query().unwrap_or_default()),
         }
+    }
+
+    fn events(&self) -> Answer {
+        let (sender, stream) = EventStream::new();
+        if !self.control.borrow_mut().listen(sender) {
+            return problem(503, "too many listen to events already", "ask again later");
+        }
+        let mut answer = Response::new(Either::Right(stream));
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        answer
     }
 }
 
 fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
+    let mut answer = Response::new(Either::Left(Full::new(body)));
     *answer.status_mut() = status;
     answer
         .headers_mut()
@@ -169,8 +220,12 @@ fn text(status: StatusCode, text: &'static str) -> Answer {
 }
 
 fn json_answer(value: &serde_json::Value) -> Answer {
+    json_with(StatusCode::OK, value)
+}
+
+fn json_with(status: StatusCode, value: &serde_json::Value) -> Answer {
     answer(
-        StatusCode::OK,
+        status,
         "application/json",
         Bytes::from(format!("{value:#}\n")),
     )

@@ -15,6 +15,7 @@ use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 use tidegate_engine::detect::{DetectionSpec, Detector, Event};
 use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::recent::Recent;
 use tidegate_engine::rules::Rules;
 use tidegate_engine::traffic::Traffic;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,7 @@ use tokio::task::LocalSet;
 use crate::access_log::{self, AccessLogWriter};
 use crate::admin::Admin;
 use crate::clock::Clock;
+use crate::control::operator::OperatorRules;
 use crate::control::{self, Control, ControlParts, SettingsFile};
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
@@ -136,6 +138,9 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let schema = Arc::new(settings.schema.clone());
     let key = state::identity_key(&settings.state)
         .with_context(|| at(&settings.state, "`state`: the folder cannot be used"))?;
+    if let Err(error) = state::remove_drafts(&settings.state) {
+        tracing::warn!(%error, "drafts under the state folder could not be removed");
+    }
     let (addresses, mut worker_listeners) = open_listeners(&settings, workers)?;
     let admin_listener = open_admin(&settings)?;
     let admin_address = admin_listener
@@ -156,10 +161,17 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         .iter()
         .map(|service| service.spec.clone())
         .collect();
+    let mut vocabulary = settings.vocabulary();
+    let operator = OperatorRules::load(&settings.state, &mut vocabulary, &rules);
     let parts = PolicyParts {
         schema: Arc::clone(&schema),
         services: specs,
-        rules: rules.rules.clone(),
+        rules: rules
+            .rules
+            .iter()
+            .chain(operator.rules())
+            .cloned()
+            .collect(),
         limits: rules.limits.clone(),
         generation: 1,
     };
@@ -174,6 +186,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
              what tells sources apart first in `identity.attributes`"
         );
     }
+    let recent = Arc::new(Recent::new(workers, seed));
     let services = settings.services.len();
     let vitals = Vitals::new(services);
     let admission = Admission::new(settings.services.iter().map(|s| s.concurrency.max));
@@ -192,6 +205,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         settings: Arc::clone(&settings),
         settings_file,
         rules,
+        operator,
+        recent: Arc::clone(&recent),
         publisher,
         clock,
         metrics: Arc::clone(&metrics),
@@ -202,6 +217,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         listeners,
     };
     let board = Arc::clone(&inflight);
+    let admin_identify = Arc::clone(&identify);
     let admin_drain = draining.clone();
     let control = std::thread::Builder::new()
         .name("control".into())
@@ -210,6 +226,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
                 control,
                 inflight: board,
                 drain: admin_drain,
+                identify: admin_identify,
                 token,
                 workers,
             };
@@ -228,6 +245,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
             recorder: traffic
                 .recorder(number)
                 .context("a worker has no counters")?,
+            recent: recent.recorder(number).context("a worker has no sample")?,
             upstreams: settings.upstreams.clone(),
             services: settings
                 .services

@@ -1,8 +1,11 @@
 //! The command line: what can be asked of the program, and with which exit code it ends.
 
 mod blame;
+mod client;
 mod demo;
 mod explain;
+mod incidents;
+mod rules;
 mod run;
 mod simulate;
 
@@ -11,9 +14,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tidegate_engine::policy::{Policy, PolicyParts};
-use tidegate_engine::rules::{RuleTest, Rules};
+use tidegate_engine::rules::{RuleTest, Rules as ValidRules};
 
 use crate::check;
 
@@ -45,8 +48,17 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Finds the sources that explain what changed in tables of observed and expected counts.
     Blame(blame::Blame),
-    /// Shows which attributes, rules and limits a request would meet. Spends nothing.
+    /// Shows which attributes, rules and limits a request would meet, or what refused one. Spends nothing.
     Explain(explain::Explain),
+    /// Shows and changes the rules in force of a proxy that runs.
+    Rules(rules::Rules),
+    /// Shows the incidents of a proxy that runs.
+    Incidents(incidents::Incidents),
+    /// Prints the completions for a shell.
+    Completions {
+        /// bash, elvish, fish, powershell or zsh.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Runs the command line of this process.
@@ -58,6 +70,14 @@ pub fn main() -> ExitCode {
         Command::Simulate(simulate) => simulate.run(),
         Command::Blame(blame) => blame.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Rules(rules) => rules.run(),
+        Command::Incidents(incidents) => incidents.run(),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
+            say(String::from_utf8_lossy(&script).trim_end());
+            ExitCode::SUCCESS
+        }
     }
 }
 
@@ -71,7 +91,7 @@ fn run_check(paths: &[PathBuf]) -> ExitCode {
 
 /// Runs one test of a rule file against a policy of its own.
 fn run_test(
-    rules: &Rules,
+    rules: &ValidRules,
     schema: &tidegate_engine::attribute::Schema,
     test: &RuleTest,
 ) -> Result<(), String> {

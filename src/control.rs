@@ -4,6 +4,9 @@
 //! when something changed. Files are read here and nowhere on a request's way. Knows nothing of
 //! [`crate::request`]: the two meet in the published policy and the traffic counters.
 
+pub mod changes;
+pub mod operator;
+mod promote;
 mod stress;
 mod tell;
 
@@ -16,10 +19,12 @@ use std::time::{Duration, SystemTime};
 use tidegate_engine::detect::{Detector, Event, Happening, Incident, Stress};
 use tidegate_engine::policy::{Policy, PolicyParts};
 use tidegate_engine::problem::Problems;
+use tidegate_engine::recent::Recent;
 use tidegate_engine::rules::Rules;
 use tidegate_engine::time::{Instant, unix_seconds};
 use tidegate_engine::traffic::Traffic;
 
+use self::operator::OperatorRules;
 use self::stress::StressWatch;
 use crate::clock::Clock;
 use crate::handover::PolicyPublisher;
@@ -48,6 +53,10 @@ pub struct ControlParts {
     pub publisher: PolicyPublisher,
     /// The clock of the process.
     pub clock: Clock,
+    /// Operators' rules.
+    pub operator: OperatorRules,
+    /// The recent requests.
+    pub recent: Arc<Recent>,
     /// All series.
     pub metrics: Arc<Metrics>,
     /// What all workers count.
@@ -75,6 +84,12 @@ pub struct SettingsFile {
 /// The most problems of one reload that are logged line by line.
 const PROBLEMS_LOGGED_MAX: usize = 100;
 
+/// Where events go as JSON, one at a time.
+pub type EventSender = tokio::sync::mpsc::Sender<Arc<str>>;
+
+/// The most who listen to events over the admin API.
+const STREAMS_MAX: usize = 16;
+
 /// The control side.
 ///
 /// Not `Clone`: there is one, and it publishes.
@@ -82,6 +97,7 @@ const PROBLEMS_LOGGED_MAX: usize = 100;
 pub struct Control {
     parts: ControlParts,
     stress: StressWatch,
+    streams: Vec<EventSender>,
     generation: u64,
     reload: Reload,
     published: SystemTime,
@@ -105,6 +121,7 @@ impl Control {
         let control = Self {
             parts,
             stress: StressWatch::new(services),
+            streams: Vec::new(),
             generation: 1,
             reload: Reload {
                 at: now,
@@ -124,6 +141,7 @@ impl Control {
     /// Lets the detector look at what arrived since the last tick, and acts on what it says.
     pub fn tick(&mut self) {
         let began = self.parts.clock.now();
+        self.parts.recent.gather(began);
         let suffering = self.stress.tick(&self.parts.vitals.read());
         let names = self
             .parts
@@ -168,7 +186,9 @@ impl Control {
             self.refuse_reload(&problems, now);
             return;
         }
-        match load_rules(&self.parts.settings, now) {
+        let loaded = load_rules(&self.parts.settings, now)
+            .and_then(|rules| self.names_taken(&rules).map(|()| rules));
+        match loaded {
             Ok(rules) => {
                 let (count, limits) = (rules.rules.len(), rules.limits.len());
                 self.parts.rules = rules;
@@ -223,6 +243,7 @@ impl Control {
         self.generation += 1;
         let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
         let mut rules = self.parts.rules.rules.clone();
+        rules.extend(self.parts.operator.rules().cloned());
         rules.extend(self.parts.detector.rules(wall, now));
         let previous = self.parts.publisher.current();
         let parts = PolicyParts {
@@ -255,6 +276,12 @@ impl Control {
                 .metrics
                 .incident_time_to_rule_seconds
                 .observe(wait);
+        }
+        if !self.streams.is_empty() {
+            let text: Arc<str> = serde_json::to_string(event).unwrap_or_default().into();
+            // Who does not read gets no more: it must ask again, and sees that it missed something.
+            self.streams
+                .retain(|stream| stream.try_send(Arc::clone(&text)).is_ok());
         }
         self.parts.listeners.retain(|listener| {
             !matches!(
@@ -308,6 +335,21 @@ impl Control {
     /// Returns the settings in force.
     pub fn settings(&self) -> &Settings {
         &self.parts.settings
+    }
+
+    /// Returns the recent requests.
+    pub fn recent(&self) -> &Arc<Recent> {
+        &self.parts.recent
+    }
+
+    /// Has the next events sent as JSON, until whoever listens is gone or behind.
+    pub fn listen(&mut self, listener: EventSender) -> bool {
+        self.streams.retain(|stream| !stream.is_closed());
+        let has_room = self.streams.len() < STREAMS_MAX;
+        if has_room {
+            self.streams.push(listener);
+        }
+        has_room
     }
 
     /// Returns all series.

@@ -1,4 +1,4 @@
-//! What the admin API shows, as JSON. Reads only; changes come through [`crate::control`].
+//! What the admin API shows, as JSON. Reads only; for changes see [`super::change`].
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
@@ -14,6 +14,7 @@ use super::{Admin, Answer, json_answer, problem};
 use crate::control::Control;
 use crate::metrics::{Metrics, NO_SERVICE, forget_but, raise_to};
 use crate::request::inflight::InflightBoard;
+use crate::state::last_lines;
 
 /// The most sources that are listed.
 const TOP_MAX: usize = 100;
@@ -22,22 +23,52 @@ const TOP_DEFAULT: usize = 20;
 /// By what the metrics tell sources apart.
 const METRIC_SOURCE_ATTRIBUTES: [&str; 3] = ["sdk", "sdk_version", "app"];
 
-const PATHS: [&str; 8] = [
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    "/api/v1/status",
-    "/api/v1/rules",
-    "/api/v1/sources",
-    "/api/v1/services",
-    "/api/v1/incidents",
+/// What is served, and by which methods. `{…}` stands for any one segment.
+const PATHS: [(&str, &str); 18] = [
+    ("/", "GET"),
+    ("/healthz", "GET"),
+    ("/readyz", "GET"),
+    ("/metrics", "GET"),
+    ("/api/openapi.json", "GET"),
+    ("/api/v1/status", "GET"),
+    ("/api/v1/rules", "GET, POST, DELETE"),
+    ("/api/v1/rules/{name}", "GET, DELETE"),
+    ("/api/v1/rules/{name}/approve", "POST"),
+    ("/api/v1/rules/{name}/promote", "POST"),
+    ("/api/v1/rules/{name}/enforce", "POST"),
+    ("/api/v1/rules/{name}/shadow", "POST"),
+    ("/api/v1/incidents", "GET"),
+    ("/api/v1/incidents/{id}", "GET"),
+    ("/api/v1/sources", "GET"),
+    ("/api/v1/services", "GET"),
+    ("/api/v1/explain", "POST"),
+    ("/api/v1/audit", "GET"),
 ];
 
-/// Returns whether something is served at a path.
-pub(super) fn is_known(path: &str) -> bool {
-    PATHS.contains(&path)
-        || path.starts_with("/api/v1/rules/")
-        || path.starts_with("/api/v1/incidents/")
+/// The one that streams is apart: it has no end to be tested.
+const EVENTS: &str = "/api/v1/events";
+
+/// Where all paths are described.
+pub(super) const SEE_PATHS: &str = "see /api/openapi.json";
+
+/// Returns the methods that are served at a path, or `None` where nothing is.
+pub(super) fn methods_at(path: &str) -> Option<&'static str> {
+    if path == EVENTS {
+        return Some("GET");
+    }
+    let is_at = |pattern: &str| {
+        let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
+        loop {
+            match (wanted.next(), given.next()) {
+                (None, None) => return true,
+                (Some(wanted), Some(given)) if wanted == given => {}
+                (Some(wanted), Some(given)) if wanted.starts_with('{') && !given.is_empty() => {}
+                _ => return false,
+            }
+        }
+    };
+    let found = PATHS.iter().find(|(pattern, _)| is_at(pattern));
+    found.map(|(_, methods)| *methods)
 }
 
 /// Answers a GET under `/api/v1`.
@@ -49,6 +80,7 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
         "/api/v1/rules" => json_answer(&rules(&control)),
         "/api/v1/incidents" => json_answer(&incidents(&control)),
         "/api/v1/services" => json_answer(&services(&control, &admin.inflight)),
+        "/api/v1/audit" => audit(&control, query),
         "/api/v1/sources" => match sources(&control, query) {
             Ok(sources) => json_answer(&sources),
             Err(what) => problem(400, &what, "write it like `?by=sdk,sdk_version,app&top=20`"),
@@ -69,7 +101,7 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
                     None => nothing("there is no incident of this id", "/api/v1/incidents"),
                 };
             }
-            problem(404, "there is nothing at this path", &PATHS.join(", "))
+            problem(404, "there is nothing at this path", SEE_PATHS)
         }
     }
 }
@@ -112,6 +144,14 @@ fn status(admin: &Admin, control: &Control) -> Value {
         },
         "not_in_force": control.settings().not_in_force,
     })
+}
+
+/// Shows one rule in force; null where there is none of this name.
+pub(super) fn rule(control: &Control, name: &str) -> Value {
+    let rules = rules(control);
+    find(&rules, "name", &Value::from(name))
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn rules(control: &Control) -> Value {
@@ -199,6 +239,40 @@ fn incidents(control: &Control) -> Value {
         })
     };
     control.incidents().iter().map(incident).collect()
+}
+
+/// Shows the last changes that somebody made, oldest first.
+fn audit(control: &Control, query: &str) -> Answer {
+    let top = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("top="))
+        .map_or(Ok(TOP_MAX), str::parse);
+    let Ok(top) = top else {
+        return problem(400, "`top` is no number", "write it like `?top=20`");
+    };
+    match last_lines(&control.settings().state, top) {
+        Ok((lines, damaged)) => {
+            if damaged > 0 {
+                tracing::warn!(damaged, "lines of the audit trail are damaged and left out");
+            }
+            json_answer(&Value::Array(lines))
+        }
+        Err(error) => problem(
+            500,
+            &format!("the audit trail cannot be read: {error}"),
+            "check the state folder",
+        ),
+    }
+}
+
+/// Returns the number of the incident that a rule belongs to; null where there is none.
+pub(super) fn incident_of_rule(control: &Control, name: &str) -> Value {
+    let of_rule = |incident: &&Incident| {
+        let rule = incident.rule.as_ref();
+        rule.is_some_and(|rule| rule.as_str() == name)
+    };
+    let found = control.incidents().iter().find(of_rule);
+    found.map_or(Value::Null, |incident| json!(incident.id))
 }
 
 fn services(control: &Control, inflight: &InflightBoard) -> Value {

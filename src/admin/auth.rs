@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, HOST};
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
 
 /// The shortest token that is taken, in bytes.
 const TOKEN_BYTES_MIN: usize = 16;
@@ -86,6 +86,23 @@ pub(super) fn check(headers: &HeaderMap, token: Option<&Token>) -> Access {
     }
 }
 
+/// Returns whether a browser sent the request for a page of another site: its Origin is not this
+/// listener. Programs send none.
+pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
+    if headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| site != "same-origin" && site != "none")
+    {
+        return true;
+    }
+    let Some(origin) = headers.get(ORIGIN) else {
+        return false;
+    };
+    let host = headers.get(HOST).map(http::HeaderValue::as_bytes);
+    let own = origin.as_bytes().split(|byte| *byte == b'/').nth(2);
+    own.is_none() || own != host
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +146,28 @@ mod tests {
             assert_eq!(with(own), Access::Granted, "{own}");
         }
         assert_eq!(with("evil.example.com:9900"), Access::ForeignHost);
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_told_by_its_origin() {
+        let with = |lines: &[(&'static str, &str)]| {
+            let mut headers = headers(HOST, "127.0.0.1:9900");
+            for (name, value) in lines {
+                headers.insert(*name, value.parse().unwrap());
+            }
+            is_cross_site(&headers)
+        };
+        assert!(!with(&[]), "no browser");
+        assert!(!with(&[("origin", "http://127.0.0.1:9900")]));
+        assert!(!with(&[("sec-fetch-site", "same-origin")]));
+        for origin in [
+            "http://evil.example.com",
+            "http://127.0.0.1",
+            "http://127.0.0.1:9901",
+            "null",
+        ] {
+            assert!(with(&[("origin", origin)]), "{origin}");
+        }
+        assert!(with(&[("sec-fetch-site", "cross-site")]));
     }
 }

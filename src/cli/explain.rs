@@ -9,11 +9,14 @@ use std::time::SystemTime;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use serde_json::json;
 use tidegate_engine::policy::{Explanation, Policy, PolicyParts};
 use tidegate_engine::request::HashKey;
 use tidegate_engine::rules::Mode;
 use tidegate_engine::time::Instant;
 
+use super::client::{Answered, Client};
+use super::rules::{source_text, word};
 use super::{complain, say};
 use crate::check::EXIT_CONFIG;
 use crate::request::{self, identify::Identify};
@@ -33,14 +36,24 @@ pub(super) struct Explain {
     /// Prints JSON.
     #[arg(long)]
     json: bool,
+    /// Asks the proxy that runs what refused the request with this id, lately.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["method", "url", "headers"])]
+    request_id: Option<String>,
+    #[command(flatten)]
+    client: Client,
     /// The method.
+    #[arg(required_unless_present = "request_id", default_value = "GET")]
     method: Method,
     /// The URL, for example `http://acme.api.example.com/c/v1/chat/settings`.
-    url: Uri,
+    #[arg(required_unless_present = "request_id")]
+    url: Option<Uri>,
 }
 
 impl Explain {
     pub(super) fn run(&self) -> ExitCode {
+        if let Some(id) = &self.request_id {
+            return self.explain_refusal(id);
+        }
         let loaded = load_settings(&self.config).and_then(|settings| {
             let rules = load_rules(&settings, SystemTime::now())?;
             Ok((settings, rules))
@@ -103,20 +116,55 @@ impl Explain {
                 .with_context(|| format!("`{value}` is no header value"))?;
             headers.append(name, value);
         }
-        if self.url.authority().is_none() && !headers.contains_key(http::header::HOST) {
-            bail!(
-                "the URL has no host; write it like `http://acme.example.com{}`",
-                self.url
-            );
+        let url = self.url.clone().unwrap_or_default();
+        if url.authority().is_none() && !headers.contains_key(http::header::HOST) {
+            bail!("the URL has no host; write it like `http://acme.example.com{url}`");
         }
         request::explain(
             identify,
             policy,
             self.ip,
-            (&self.method, &self.url, &headers),
+            (&self.method, &url, &headers),
             now,
         )
         .map_err(|(status, detail)| anyhow!("the request would be answered {status}: {detail}"))
+    }
+
+    /// Shows what refused a request, as the proxy remembers it.
+    fn explain_refusal(&self, id: &str) -> ExitCode {
+        let body = json!({ "request_id": id }).to_string();
+        let answer = self
+            .client
+            .ask(
+                Method::POST,
+                "/api/v1/explain",
+                Some(("application/json", body)),
+            )
+            .and_then(Answered::ok);
+        match answer {
+            Ok(found) if self.json => say(&format!("{found:#}")),
+            Ok(found) => {
+                say(&format!(
+                    "{} was refused at {}: {} by {}",
+                    id,
+                    word(&found["at"]),
+                    word(&found["verdict"]),
+                    word(&found["rule"])
+                ));
+                if !found["in_force"].is_null() {
+                    let when = source_text(&found["in_force"]["when"]);
+                    say(&format!("  it is in force: {when}"));
+                }
+                if !found["incident"].is_null() {
+                    say(&format!("  why: tidegate incidents {}", found["incident"]));
+                }
+            }
+            Err(error) => {
+                complain(&format!("{error:#}"));
+                return ExitCode::FAILURE;
+            }
+        }
+        ExitCode::SUCCESS
     }
 
     fn show(&self, explanation: &Explanation) {

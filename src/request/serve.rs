@@ -8,6 +8,7 @@ use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tidegate_engine::recent::RecentRecorder;
 use tidegate_engine::traffic::{Arrival, Recorder, Standing};
 use tidegate_engine::verdict::Verdict;
 
@@ -49,6 +50,7 @@ pub(crate) struct Worker {
     pub(crate) identify: std::sync::Arc<Identify>,
     pub(crate) policy: PolicyReader,
     pub(crate) recorder: Recorder,
+    pub(crate) recent: RecentRecorder,
     pub(crate) observer: Rc<Observer>,
     pub(crate) refuse: Refuse,
     pub(crate) request_ids: RequestIds,
@@ -210,6 +212,7 @@ impl Worker {
                     standing: standing(&verdict),
                 },
             );
+            self.recent.note(&facts, &verdict, id.as_bytes(), began);
             self.observer.metrics.decided(self.clock.now().since(began));
             observation.outcome = verdict.word();
             if let Some(cause) = verdict.cause() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
+use tidegate_engine::recent::RecentRecorder;
 use tidegate_engine::traffic::Recorder;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -52,6 +53,8 @@ pub struct WorkerParts {
     pub policy: PolicyReader,
     /// Where arrivals are counted.
     pub recorder: Recorder,
+    /// Its part of the sample of recent requests.
+    pub recent: RecentRecorder,
     /// All upstreams.
     pub upstreams: Vec<UpstreamSpec>,
     /// Names of all services.
@@ -161,6 +164,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         identify: parts.identify,
         policy: parts.policy,
         recorder: parts.recorder,
+        recent: parts.recent,
         observer,
         refuse: Refuse::new(parts.random),
         request_ids: RequestIds::new(parts.random),

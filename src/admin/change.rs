@@ -1,0 +1,526 @@
+//! What the admin API changes. Each change is in the audit trail: who, what, when, why, before, after.
+//!
+//! A change is in force before it is kept: in an emergency a full disk must stop nobody. Whether it is
+//! kept is in the answer, as `persisted`.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tidegate_engine::rules::Mode;
+
+use super::{Admin, Answer, api, json_answer, json_with, problem};
+use crate::control::changes::Refused;
+use crate::control::operator::RULE_BYTES_MAX;
+use crate::request;
+use crate::state::Done;
+
+/// How long the body of a change may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an answer waits for the disk.
+const DISK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How operators say who they are; the token says only that they may.
+const OPERATOR_HEADER: &str = "x-tidegate-operator";
+
+/// The longest name of an operator, and the longest reason, in characters.
+const WHO_CHARACTERS_MAX: usize = 100;
+const WHY_CHARACTERS_MAX: usize = 500;
+
+/// The kinds of body that are read. A page of another site cannot send them without asking first.
+const BODY_KINDS: [&str; 3] = ["application/json", "application/yaml", "application/x-yaml"];
+
+/// What the query of a change says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Query {
+    force: bool,
+    dry_run: bool,
+    origin: Option<String>,
+    reason: Option<String>,
+    name: Option<String>,
+}
+
+impl Query {
+    fn read(query: &str) -> Result<Self, String> {
+        let mut read = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
+            let spaced = value.replace('+', " ");
+            let value = percent_decode_str(&spaced)
+                .decode_utf8()
+                .map_err(|error| format!("`{pair}`: {error}"))?
+                .into_owned();
+            let flag = || match value.as_str() {
+                "true" => Ok(true),
+                "false" => Ok(false),
+                _ => Err(format!("`{key}` is `true` or `false`, and not `{value}`")),
+            };
+            match key {
+                "force" => read.force = flag()?,
+                "dry_run" => read.dry_run = flag()?,
+                "origin" => read.origin = Some(value),
+                "reason" => read.reason = Some(shortened(&value, WHY_CHARACTERS_MAX)),
+                "name" => read.name = Some(value),
+                _ => return Err(format!("`{key}` is not known here")),
+            }
+        }
+        Ok(read)
+    }
+
+    fn why(&self) -> &str {
+        self.reason.as_deref().unwrap_or_default()
+    }
+}
+
+/// One change on its way into the audit trail.
+struct Change {
+    who: String,
+    peer: SocketAddr,
+    what: &'static str,
+    rule: String,
+    why: String,
+    forced: bool,
+    before: Value,
+}
+
+/// Answers a POST or DELETE.
+pub(super) async fn change(
+    admin: Rc<Admin>,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+) -> Answer {
+    let query = match Query::read(request.uri().query().unwrap_or_default()) {
+        Ok(query) => query,
+        Err(what) => {
+            let known = "dry_run, force, name, origin and reason are";
+            return problem(400, &what, known);
+        }
+    };
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let who = operator(&head.headers);
+    if path == "/api/v1/explain" {
+        return match text_of(&head.headers, body).await {
+            Ok(text) => explain(&admin, &text),
+            Err(refusal) => refusal,
+        };
+    }
+    let changing = Changing {
+        admin,
+        query,
+        who,
+        peer,
+    };
+    let Some(rest) = path.strip_prefix("/api/v1/rules/") else {
+        return if head.method == Method::DELETE {
+            changing.revoke_detected().await
+        } else {
+            match text_of(&head.headers, body).await {
+                Ok(text) => changing.add(&text).await,
+                Err(refusal) => refusal,
+            }
+        };
+    };
+    let (name, action) = rest.split_once('/').unwrap_or((rest, ""));
+    match action {
+        "" => changing.revoke(name).await,
+        "approve" => changing.approve(name).await,
+        "promote" => changing.promote(name).await,
+        "enforce" => changing.set_mode(name, Mode::Enforce).await,
+        _ => changing.set_mode(name, Mode::Shadow).await,
+    }
+}
+
+struct Changing {
+    admin: Rc<Admin>,
+    query: Query,
+    who: String,
+    peer: SocketAddr,
+}
+
+impl Changing {
+    fn begin(&self, what: &'static str, rule: &str) -> Change {
+        Change {
+            who: self.who.clone(),
+            peer: self.peer,
+            what,
+            rule: rule.to_owned(),
+            why: self.query.why().to_owned(),
+            forced: self.query.force,
+            before: api::rule(&self.admin.control.borrow(), rule),
+        }
+    }
+
+    /// Notes a change that was made, waits for the disk, and returns the rule as it is now and whether
+    /// all is kept.
+    async fn finish(&self, change: Change, kept: Option<Done>) -> (Value, bool) {
+        let (after, audited) = {
+            let control = self.admin.control.borrow();
+            let after = api::rule(&control, &change.rule);
+            let audited = control.audit(change.line(&after, control.clock().wall()));
+            (after, audited)
+        };
+        let mut persisted = true;
+        for done in [kept, audited] {
+            persisted &= match done {
+                Some(done) => {
+                    let done = tokio::time::timeout(DISK_TIMEOUT, done).await;
+                    matches!(done, Ok(Ok(true)))
+                }
+                None => false,
+            };
+        }
+        (after, persisted)
+    }
+
+    async fn add(&self, text: &str) -> Answer {
+        let tried = self.admin.control.borrow().try_rule(text);
+        let tried = match tried {
+            Ok(tried) => tried,
+            Err(refused) => return refusal(&refused),
+        };
+        let needs_force = tried.preview.needs_force(&tried.rule.rule);
+        let preview = json!(tried.preview);
+        let name = tried.rule.rule.name.as_str().to_owned();
+        if self.query.dry_run {
+            return json_answer(&json!({
+                "name": name, "preview": preview, "needs_force": needs_force,
+            }));
+        }
+        if needs_force && !self.query.force {
+            let detail = format!(
+                "`{name}` would meet {:.1} % of the normal traffic of the last {:.0} s; add `force=true` \
+                 (`--force`) if that is meant",
+                100.0 * tried.preview.share_of_normal,
+                tried.preview.seconds,
+            );
+            let status = StatusCode::CONFLICT;
+            return json_with(
+                status,
+                &json!({
+                    "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
+                    "detail": detail, "preview": preview,
+                }),
+            );
+        }
+        let mut change = self.begin("add", &name);
+        if let (true, Some(reason)) = (change.why.is_empty(), &tried.rule.rule.reason) {
+            change.why = shortened(reason, WHY_CHARACTERS_MAX);
+        }
+        let kept = self.admin.control.borrow_mut().add_rule(tried.rule);
+        let (mut rule, persisted) = self.finish(change, kept).await;
+        if let Some(rule) = rule.as_object_mut() {
+            rule.insert("preview".into(), preview);
+            rule.insert("persisted".into(), json!(persisted));
+        }
+        json_with(StatusCode::CREATED, &rule)
+    }
+
+    async fn revoke(&self, name: &str) -> Answer {
+        let change = self.begin("revoke", name);
+        let why = self.said();
+        let revoked = self.admin.control.borrow_mut().revoke_rule(name, &why);
+        self.done(change, revoked).await
+    }
+
+    async fn approve(&self, name: &str) -> Answer {
+        let change = self.begin("approve", name);
+        let why = self.said();
+        let approved = self.admin.control.borrow_mut().approve_rule(name, &why);
+        self.done(change, approved).await
+    }
+
+    async fn set_mode(&self, name: &str, mode: Mode) -> Answer {
+        let what = match mode {
+            Mode::Enforce => "enforce",
+            Mode::Shadow => "shadow",
+        };
+        let change = self.begin(what, name);
+        let why = self.said();
+        let mut control = self.admin.control.borrow_mut();
+        let set = control.set_rule_mode(name, mode, &why);
+        drop(control);
+        self.done(change, set).await
+    }
+
+    async fn promote(&self, name: &str) -> Answer {
+        let change = self.begin("promote", name);
+        let new_name = self.query.name.as_deref();
+        let mut control = self.admin.control.borrow_mut();
+        let promoted = control.promote_rule(name, new_name, &self.who);
+        drop(control);
+        match promoted {
+            Ok(promoted) => {
+                let change = Change {
+                    rule: promoted.name.as_str().to_owned(),
+                    ..change
+                };
+                let (_, persisted) = self.finish(change, None).await;
+                // The file itself was written before this was said.
+                json_with(
+                    StatusCode::CREATED,
+                    &json!({
+                        "name": promoted.name, "path": promoted.path.display().to_string(),
+                        "yaml": promoted.text, "persisted": persisted,
+                    }),
+                )
+            }
+            Err(refused) => refusal(&refused),
+        }
+    }
+
+    async fn revoke_detected(&self) -> Answer {
+        if self.query.origin.as_deref() != Some("detected") {
+            return problem(
+                400,
+                "only detected rules can be revoked all at once",
+                "write `?origin=detected`",
+            );
+        }
+        let change = self.begin("revoke_all_detected", "");
+        let why = self.said();
+        let (count, kept) = self.admin.control.borrow_mut().revoke_detected(&why);
+        let (_, persisted) = self.finish(change, kept).await;
+        json_answer(&json!({ "revoked": count, "persisted": persisted }))
+    }
+
+    async fn done(&self, change: Change, made: Result<Option<Done>, Refused>) -> Answer {
+        let name = change.rule.clone();
+        match made {
+            Ok(kept) => {
+                let (rule, persisted) = self.finish(change, kept).await;
+                json_answer(&json!({ "name": name, "rule": rule, "persisted": persisted }))
+            }
+            Err(refused) => refusal(&refused),
+        }
+    }
+
+    /// Who does it and why, for the incident.
+    fn said(&self) -> String {
+        match self.query.why() {
+            "" => format!("by {}", self.who),
+            why => format!("by {}: {why}", self.who),
+        }
+    }
+}
+
+impl Change {
+    /// Returns the line of the audit trail.
+    fn line(&self, after: &Value, at: SystemTime) -> String {
+        json!({
+            "time": humantime::format_rfc3339_millis(at).to_string(),
+            "who": self.who,
+            "peer": self.peer.to_string(),
+            "what": self.what,
+            "rule": self.rule,
+            "why": self.why,
+            "forced": self.forced,
+            "before": self.before,
+            "after": after,
+        })
+        .to_string()
+    }
+}
+
+fn refusal(refused: &Refused) -> Answer {
+    let status = match refused {
+        Refused::Wrong(_) => 422,
+        Refused::Unknown(_) => 404,
+        Refused::NotWritten(..) => 507,
+        Refused::Taken(_) | Refused::InAFile(_) | Refused::NotDetected(..) | Refused::Full => 409,
+    };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
+    let problems: Vec<Value> = match refused {
+        Refused::Wrong(problems) => problems
+            .iter()
+            .map(|problem| json!({ "code": "wrong", "message": problem.to_string() }))
+            .collect(),
+        _ => Vec::new(),
+    };
+    let mut answer = json_with(
+        status,
+        &json!({
+            "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
+            "detail": refused.to_string(), "errors": problems,
+        }),
+    );
+    let kind = HeaderValue::from_static("application/problem+json");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer
+}
+
+/// Reads the body of a change.
+async fn text_of(headers: &HeaderMap, body: Incoming) -> Result<String, Answer> {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .and_then(|kind| kind.split(';').next())
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    if !BODY_KINDS.contains(&kind.as_str()) {
+        return Err(problem(
+            415,
+            "the body has no Content-Type that is read here",
+            "send `application/json` or `application/yaml`",
+        ));
+    }
+    let read = Limited::new(body, RULE_BYTES_MAX).collect();
+    let body: Bytes = match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => {
+            let what = format!("the body cannot be read: {error}");
+            let way_out = format!("send at most {RULE_BYTES_MAX} bytes");
+            return Err(problem(413, &what, &way_out));
+        }
+        Err(_elapsed) => return Err(problem(408, "the body took too long", "send it at once")),
+    };
+    String::from_utf8(body.to_vec())
+        .map_err(|error| problem(400, &format!("the body is no UTF-8: {error}"), "save it so"))
+}
+
+/// Returns who the operator says they are.
+fn operator(headers: &HeaderMap) -> String {
+    let said = headers
+        .get(OPERATOR_HEADER)
+        .map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+    match said {
+        Some(name) if !name.trim().is_empty() => shortened(name.trim(), WHO_CHARACTERS_MAX),
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// Cuts a text, and makes it one line.
+fn shortened(text: &str, characters: usize) -> String {
+    let letters = text.chars().take(characters);
+    letters
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
+}
+
+/// A request to be explained.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    request_id: Option<String>,
+    method: Option<String>,
+    url: Option<String>,
+    #[serde(default)]
+    headers: serde_json::Map<String, Value>,
+    ip: Option<std::net::IpAddr>,
+}
+
+/// Says what a request would meet, or what one met that was refused.
+fn explain(admin: &Admin, text: &str) -> Answer {
+    let way_out = "write `{\"method\": \"GET\", \"url\": \"http://host/path\", \"headers\": {}, \"ip\": \
+                   \"192.0.2.1\"}` or `{\"request_id\": \"…\"}`";
+    let asked: Asked = match serde_json::from_str(text) {
+        Ok(asked) => asked,
+        Err(error) => {
+            return problem(
+                400,
+                &format!("the body is not what is read: {error}"),
+                way_out,
+            );
+        }
+    };
+    let control = admin.control.borrow();
+    if let Some(id) = &asked.request_id {
+        return match control.recent().refusal(id.as_bytes()) {
+            Some(refusal) => {
+                let clock = control.clock();
+                let ago = clock.now().since(refusal.at);
+                let at = clock
+                    .wall()
+                    .checked_sub(ago)
+                    .unwrap_or(SystemTime::UNIX_EPOCH);
+                json_answer(&json!({
+                    "request_id": id,
+                    "verdict": refusal.verdict,
+                    "rule": refusal.by,
+                    "at": humantime::format_rfc3339_millis(at).to_string(),
+                    "in_force": api::rule(&control, refusal.by.as_str()),
+                    "incident": api::incident_of_rule(&control, refusal.by.as_str()),
+                }))
+            }
+            None => problem(
+                404,
+                "no request of this id was refused lately",
+                "it was forwarded, is longer ago, or one of very many of its rule; the access log has all",
+            ),
+        };
+    }
+    let read = || -> Result<(Method, Uri, HeaderMap), String> {
+        let method = asked.method.as_deref().unwrap_or("GET");
+        let method = method
+            .parse()
+            .map_err(|error| format!("`{method}` is no method: {error}"))?;
+        let url = asked.url.as_deref().ok_or("`url` is missing")?;
+        let uri: Uri = url
+            .parse()
+            .map_err(|error| format!("`{url}` is no URL: {error}"))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &asked.headers {
+            let value = value
+                .as_str()
+                .ok_or_else(|| format!("`{name}`: a header is a text"))?;
+            let name: HeaderName = name
+                .parse()
+                .map_err(|error| format!("`{name}` is no header name: {error}"))?;
+            let value: HeaderValue = value
+                .parse()
+                .map_err(|error| format!("`{value}` is no header value: {error}"))?;
+            headers
+                .try_append(name, value)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok((method, uri, headers))
+    };
+    let (method, uri, headers) = match read() {
+        Ok(read) => read,
+        Err(what) => return problem(400, &what, way_out),
+    };
+    let address = asked
+        .ip
+        .unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    let explained = request::explain(
+        &admin.identify,
+        &control.policy(),
+        address,
+        (&method, &uri, &headers),
+        control.clock().now(),
+    );
+    match explained {
+        Ok(explanation) => json_answer(&json!(explanation)),
+        Err((status, detail)) => json_answer(&json!({
+            "verdict": "invalid", "status": status, "detail": detail,
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_or_refused() {
+        let query = Query::read("force=true&reason=loop%2C+ticket%204711&dry_run=false").unwrap();
+        assert!(query.force && !query.dry_run);
+        assert_eq!(query.why(), "loop, ticket 4711");
+        assert_eq!(Query::read("").unwrap(), Query::default());
+        for wrong in ["force=yes", "nothing=1", "reason=%ff"] {
+            assert!(Query::read(wrong).is_err(), "{wrong}");
+        }
+        let long = format!("reason={}%0a", "x".repeat(1000));
+        assert_eq!(Query::read(&long).unwrap().why().len(), WHY_CHARACTERS_MAX);
+    }
+}

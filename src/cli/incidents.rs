@@ -1,0 +1,120 @@
+//! `tidegate incidents`: what happened, what was done about it, and why, over the admin API.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::client::Client;
+use super::rules::{source_text, table, word};
+use super::{complain, say};
+
+#[derive(Debug, Args)]
+pub(super) struct Incidents {
+    /// The number of one incident, to see all of it.
+    id: Option<u64>,
+    #[command(flatten)]
+    client: Client,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Incidents {
+    pub(super) fn run(&self) -> ExitCode {
+        let path = match self.id {
+            Some(id) => format!("/api/v1/incidents/{id}"),
+            None => "/api/v1/incidents".to_owned(),
+        };
+        match self.client.get(&path) {
+            Ok(found) if self.json => say(&format!("{found:#}")),
+            Ok(found) if self.id.is_some() => say(&one(&found)),
+            Ok(found) => say(&all(&found)),
+            Err(error) => {
+                complain(&format!("{error:#}"));
+                return ExitCode::FAILURE;
+            }
+        }
+        ExitCode::SUCCESS
+    }
+}
+
+fn all(incidents: &Value) -> String {
+    let incidents = incidents.as_array().cloned().unwrap_or_default();
+    if incidents.is_empty() {
+        return "no incident since the start".to_owned();
+    }
+    let head = ["ID", "", "BEGAN", "RULE", "LAST", "SOURCE"];
+    let rows = incidents.iter().map(|incident| {
+        let is_active = incident["active"] == true;
+        let last = incident["timeline"].as_array().and_then(|all| all.last());
+        [
+            word(&incident["id"]),
+            if is_active { "active" } else { "over" }.to_owned(),
+            word(&incident["began"]),
+            word(&incident["rule"]),
+            last.map_or_else(String::new, |last| word(&last["what"])),
+            if incident["source"].is_null() {
+                "not known".to_owned()
+            } else {
+                source_text(&incident["source"])
+            },
+        ]
+    });
+    table(&head, rows)
+}
+
+fn one(incident: &Value) -> String {
+    let evidence = &incident["evidence"];
+    let real = |key: &str| evidence[key].as_f64().unwrap_or_default();
+    let source = if incident["source"].is_null() {
+        "not known".to_owned()
+    } else {
+        source_text(&incident["source"])
+    };
+    let state = if incident["active"] == true {
+        "active"
+    } else {
+        "over"
+    };
+    let mut lines = vec![
+        format!(
+            "incident {}, {state}, began {}",
+            incident["id"],
+            word(&incident["began"])
+        ),
+        format!("source    {source}"),
+        format!("nature    {}", word(&incident["nature"])),
+        format!("rule      {}", word(&incident["rule"])),
+        format!(
+            "evidence  {:.0} requests a second where {:.0} were expected; explains {:.1} % of the surge, would hit \
+             {:.2} % of normal traffic",
+            real("observed_rate"),
+            real("expected_rate"),
+            100.0 * real("coverage"),
+            100.0 * real("collateral"),
+        ),
+        format!(
+            "          {:.0} instances with {:.1} requests a second each; {} candidates were considered",
+            real("instances"),
+            real("requests_per_instance"),
+            word(&evidence["candidates"]),
+        ),
+    ];
+    let rejected = evidence["rejected_candidates"].as_array();
+    for candidate in rejected.into_iter().flatten() {
+        let (when, why) = (source_text(&candidate["when"]), word(&candidate["why"]));
+        lines.push(format!("not       {when}: {why}"));
+    }
+    lines.push("timeline".to_owned());
+    for moment in incident["timeline"].as_array().into_iter().flatten() {
+        let after = moment["after_s"].as_f64().unwrap_or_default();
+        let why = moment["why"].as_str().map(|why| format!("  ({why})"));
+        lines.push(format!(
+            "  {after:>8.1} s  {}{}",
+            word(&moment["what"]),
+            why.unwrap_or_default()
+        ));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,465 @@
+//! `tidegate rules`: shows and changes the rules in force, over the admin API.
+
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::{Args, Subcommand};
+use http::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::client::{Client, escaped};
+use super::{complain, say};
+
+#[derive(Debug, Args)]
+pub(super) struct Rules {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    client: Client,
+    /// Why, for the audit trail and the incident.
+    #[arg(long, value_name = "TEXT", global = true)]
+    reason: Option<String>,
+    /// Prints JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lists the rules in force, in the order in which they are asked.
+    List {
+        /// Only those from here: file, operator or detected.
+        #[arg(long, value_name = "ORIGIN")]
+        origin: Option<String>,
+    },
+    /// Shows one rule, with its evidence.
+    Show {
+        /// The rule's name.
+        name: String,
+    },
+    /// Adds a rule, after showing whose requests of the last seconds it would meet.
+    Add(Add),
+    /// Takes a rule back: an operator's or the detector's.
+    Revoke {
+        /// The rule's name.
+        name: String,
+    },
+    /// Has a detected rule act that waits for it (`detection.mode: suggest`).
+    Approve {
+        /// The rule's name.
+        name: String,
+    },
+    /// Has a rule act.
+    Enforce {
+        /// The rule's name.
+        name: String,
+    },
+    /// Has a rule count only.
+    Shadow {
+        /// The rule's name.
+        name: String,
+    },
+    /// Writes a detected rule into the rules folder, to be kept and committed.
+    Promote {
+        /// The rule's name.
+        name: String,
+        /// What it is called from then on.
+        #[arg(long = "as", value_name = "NAME")]
+        new_name: Option<String>,
+    },
+    /// Takes back all detected rules.
+    RevokeAllDetected,
+}
+
+#[derive(Debug, Args)]
+struct Add {
+    /// A file with one rule, as YAML or JSON; `-` is standard input.
+    #[arg(value_name = "FILE", conflicts_with_all = ["name", "when", "action"])]
+    file: Option<PathBuf>,
+    /// The rule's name.
+    #[arg(long, value_name = "NAME", required_unless_present = "file")]
+    name: Option<String>,
+    /// Which requests; may be given several times, then all must hold.
+    #[arg(long, value_name = "ATTRIBUTE=VALUE", required_unless_present = "file")]
+    when: Vec<String>,
+    /// What is done: allow, block, throttle, tarpit, drop or log.
+    #[arg(long, value_name = "ACTION", required_unless_present = "file")]
+    action: Option<String>,
+    /// For throttle: how many requests pass, like `5/s`.
+    #[arg(long, value_name = "RATE")]
+    rate: Option<String>,
+    /// How long, like `2h`; without it, until it is revoked.
+    #[arg(long, value_name = "DURATION")]
+    ttl: Option<String>,
+    /// Counts only.
+    #[arg(long)]
+    shadow: bool,
+    /// Also when it would meet more than 25 % of the recent normal traffic.
+    #[arg(long)]
+    force: bool,
+    /// Only shows what it would meet.
+    #[arg(long)]
+    dry_run: bool,
+    /// Does not ask.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Rules {
+    pub(super) fn run(&self) -> ExitCode {
+        match self.act() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn act(&self) -> anyhow::Result<()> {
+        match &self.command {
+            Command::List { origin } => self.list(origin.as_deref()),
+            Command::Show { name } => {
+                let rule = self.client.get(&at(name))?;
+                self.show(&rule, || rule_text(&rule));
+                Ok(())
+            }
+            Command::Add(add) => self.add(add),
+            Command::Revoke { name } => {
+                self.change(Method::DELETE, &at(name), &format!("`{name}` is revoked"))
+            }
+            Command::Approve { name } => self.post(name, "approve", "is approved and acts now"),
+            Command::Enforce { name } => self.post(name, "enforce", "acts now"),
+            Command::Shadow { name } => self.post(name, "shadow", "only counts now"),
+            Command::Promote { name, new_name } => self.promote(name, new_name.as_deref()),
+            Command::RevokeAllDetected => {
+                let path = self.with_reason("/api/v1/rules?origin=detected");
+                let body = self.client.ask(Method::DELETE, &path, None)?.ok()?;
+                self.show(&body, || {
+                    format!("{} detected rules are revoked", body["revoked"])
+                });
+                warn_if_not_kept(&body);
+                Ok(())
+            }
+        }
+    }
+
+    fn list(&self, origin: Option<&str>) -> anyhow::Result<()> {
+        let rules = self.client.get("/api/v1/rules")?;
+        let mut rules = rules.as_array().cloned().unwrap_or_default();
+        if let Some(origin) = origin {
+            if !["file", "operator", "detected"].contains(&origin) {
+                bail!("`--origin {origin}`: write `file`, `operator` or `detected`");
+            }
+            rules.retain(|rule| rule["origin"] == origin);
+        }
+        self.show(&Value::Array(rules.clone()), || {
+            let head = [
+                "NAME", "ORIGIN", "ACTION", "MODE", "REFUSED", "MATCHED", "WHEN",
+            ];
+            let rows = rules.iter().map(|rule| {
+                let matched = number(&rule["matches"]) + number(&rule["shadow_matches"]);
+                let action = match rule["rate"].as_str() {
+                    Some(rate) => format!("{} {rate}", word(&rule["action"])),
+                    None => word(&rule["action"]),
+                };
+                [
+                    word(&rule["name"]),
+                    word(&rule["origin"]),
+                    action,
+                    word(&rule["mode"]),
+                    word(&rule["refusals"]),
+                    matched.to_string(),
+                    source_text(&rule["when"]),
+                ]
+            });
+            table(&head, rows)
+        });
+        Ok(())
+    }
+
+    fn add(&self, add: &Add) -> anyhow::Result<()> {
+        let text = add.text(self.reason.as_deref())?;
+        let body = || Some(("application/yaml", text.clone()));
+        let path = "/api/v1/rules?dry_run=true";
+        let tried = self.client.ask(Method::POST, path, body())?.ok()?;
+        if add.dry_run {
+            self.show(&tried, || preview_text(&tried));
+            return Ok(());
+        }
+        if !self.json {
+            say(&preview_text(&tried));
+        }
+        let needs_force = tried["needs_force"] == true;
+        if needs_force && !add.force {
+            bail!(
+                "`{}` would meet more than 25 % of the recent normal traffic; add `--force` if that is meant",
+                word(&tried["name"])
+            );
+        }
+        if !add.yes && !asked(&format!("put `{}` in force?", word(&tried["name"])))? {
+            bail!("nothing was changed");
+        }
+        let path = if add.force {
+            "/api/v1/rules?force=true"
+        } else {
+            "/api/v1/rules"
+        };
+        let path = self.with_reason(path);
+        let answer = self.client.ask(Method::POST, &path, body())?;
+        if answer.status == StatusCode::CREATED {
+            let rule = answer.body;
+            self.show(&rule, || format!("`{}` is in force", word(&rule["name"])));
+            warn_if_not_kept(&rule);
+            return Ok(());
+        }
+        answer.ok().map(|_| ())
+    }
+
+    fn promote(&self, name: &str, new_name: Option<&str>) -> anyhow::Result<()> {
+        let mut path = format!("{}/promote", at(name));
+        if let Some(new_name) = new_name {
+            path = format!("{path}?name={}", escaped(new_name));
+        }
+        let path = self.with_reason(&path);
+        let body = self.client.ask(Method::POST, &path, None)?.ok()?;
+        self.show(&body, || {
+            format!(
+                "`{name}` is written to {} as `{}`:\n\n{}",
+                word(&body["path"]),
+                word(&body["name"]),
+                word(&body["yaml"]).trim_end()
+            )
+        });
+        Ok(())
+    }
+
+    fn post(&self, name: &str, action: &str, what: &str) -> anyhow::Result<()> {
+        let path = format!("{}/{action}", at(name));
+        self.change(Method::POST, &path, &format!("`{name}` {what}"))
+    }
+
+    fn change(&self, method: Method, path: &str, said: &str) -> anyhow::Result<()> {
+        let body = self
+            .client
+            .ask(method, &self.with_reason(path), None)?
+            .ok()?;
+        self.show(&body, || said.to_owned());
+        warn_if_not_kept(&body);
+        Ok(())
+    }
+
+    fn with_reason(&self, path: &str) -> String {
+        match &self.reason {
+            Some(reason) => {
+                let sign = if path.contains('?') { '&' } else { '?' };
+                format!("{path}{sign}reason={}", escaped(reason))
+            }
+            None => path.to_owned(),
+        }
+    }
+
+    fn show(&self, value: &Value, text: impl FnOnce() -> String) {
+        if self.json {
+            say(&format!("{value:#}"));
+        } else {
+            say(&text());
+        }
+    }
+}
+
+impl Add {
+    /// Returns the rule as it is sent.
+    fn text(&self, reason: Option<&str>) -> anyhow::Result<String> {
+        if let Some(file) = &self.file {
+            if file.as_os_str() == "-" {
+                let mut text = String::new();
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .context("read the rule from standard input")?;
+                return Ok(text);
+            }
+            return std::fs::read_to_string(file)
+                .with_context(|| format!("{}: the rule cannot be read", file.display()));
+        }
+        let mut when = Map::new();
+        for condition in &self.when {
+            let (attribute, value) = condition
+                .split_once('=')
+                .ok_or_else(|| anyhow!("`--when {condition}`: write it like `--when app=acme`"))?;
+            if when.insert(attribute.to_owned(), json!(value)).is_some() {
+                bail!(
+                    "`--when {attribute}=…` is given twice; for any of several values write the rule in a \
+                     file"
+                );
+            }
+        }
+        let mut rule = json!({ "name": self.name, "when": when, "action": self.action });
+        let fields = [
+            ("rate", self.rate.as_deref()),
+            ("ttl", self.ttl.as_deref()),
+            ("mode", self.shadow.then_some("shadow")),
+            ("reason", reason),
+        ];
+        if let Some(rule) = rule.as_object_mut() {
+            for (key, value) in fields {
+                if let Some(value) = value {
+                    rule.insert(key.to_owned(), json!(value));
+                }
+            }
+        }
+        Ok(rule.to_string())
+    }
+}
+
+fn at(name: &str) -> String {
+    format!("/api/v1/rules/{}", escaped(name).replace("%2D", "-"))
+}
+
+/// Asks on the terminal; nothing but `y` or `yes` is a yes.
+fn asked(question: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody can be asked here; add `--yes`");
+    }
+    let mut out = std::io::stderr().lock();
+    write!(out, "{question} [y/N] ")?;
+    out.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn warn_if_not_kept(body: &Value) {
+    if body["persisted"] == false {
+        complain(
+            "in force, but not kept: the state folder cannot be written, so a restart would undo it; see the \
+             log, and `tidegate_state_writable`",
+        );
+    }
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+/// Returns a value as people read it: text without quotes.
+pub(super) fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Returns a source or a condition in one line.
+pub(super) fn source_text(source: &Value) -> String {
+    let Some(values) = source.as_object().filter(|values| !values.is_empty()) else {
+        return "everybody".to_owned();
+    };
+    let parts: Vec<String> = values
+        .iter()
+        .map(|(attribute, value)| {
+            if value.get("present") == Some(&Value::Bool(false)) {
+                format!("no {attribute}")
+            } else {
+                format!("{attribute}={}", word(value))
+            }
+        })
+        .collect();
+    parts.join(", ")
+}
+
+fn preview_text(tried: &Value) -> String {
+    let preview = &tried["preview"];
+    let share = |value: &Value| 100.0 * value.as_f64().unwrap_or_default();
+    let real = |value: &Value| value.as_f64().unwrap_or_default();
+    if number(&preview["sampled"]) == 0 {
+        return format!(
+            "`{}`: there were no requests lately to try it on",
+            word(&tried["name"])
+        );
+    }
+    let mut lines = vec![format!(
+        "`{}` would meet {:.1} requests a second: {:.2} % of all, {:.2} % of the normal traffic (the last {:.0} s, a \
+         sample of {})",
+        word(&tried["name"]),
+        real(&preview["matched_per_second"]),
+        share(&preview["share"]),
+        share(&preview["share_of_normal"]),
+        real(&preview["seconds"]),
+        preview["sampled"],
+    )];
+    for (list, what) in [("sources", "sources"), ("tenants", "tenants")] {
+        let met = preview[list].as_array().cloned().unwrap_or_default();
+        if met.is_empty() {
+            continue;
+        }
+        lines.push(format!("{what} that it would meet:"));
+        lines.extend(met.iter().map(|met| {
+            format!(
+                "  {:>9.1}/s  {:>5.1} %  {}",
+                real(&met["requests_per_second"]),
+                share(&met["share"]),
+                source_text(&met["source"])
+            )
+        }));
+    }
+    lines.join("\n")
+}
+
+fn rule_text(rule: &Value) -> String {
+    let mut lines = Vec::new();
+    for (key, value) in rule.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "evidence" => {
+                for (key, value) in value.as_object().into_iter().flatten() {
+                    if key != "rejected_candidates" {
+                        lines.push(format!("{key:<24}{}", word(value)));
+                    }
+                }
+                for rejected in value["rejected_candidates"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                {
+                    let (when, why) = (source_text(&rejected["when"]), word(&rejected["why"]));
+                    lines.push(format!("{:<24}{when}: {why}", "not"));
+                }
+            }
+            "when" => lines.push(format!("{key:<24}{}", source_text(value))),
+            _ => lines.push(format!("{key:<24}{}", word(value))),
+        }
+    }
+    lines.join("\n")
+}
+
+/// Sets columns side by side, the last one as long as it is.
+pub(super) fn table<const N: usize>(
+    head: &[&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
+    let mut all = vec![head.map(str::to_owned)];
+    all.extend(rows);
+    let mut widths = [0; N];
+    for row in &all {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let lines: Vec<String> = all
+        .iter()
+        .map(|row| {
+            let cells = row.iter().zip(widths);
+            let line: String = cells
+                .map(|(cell, width)| {
+                    let padding = width - cell.chars().count();
+                    format!("{cell}{}  ", " ".repeat(padding))
+                })
+                .collect();
+            line.trim_end().to_owned()
+        })
+        .collect();
+    lines.join("\n")
+}
