@@ -82,7 +82,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let upstreams = Upstreams::start().context("start the upstreams")?;
     let (events_in, events) = sync_channel(EVENTS_MAX);
     let settings = settings(options, folder.path(), &upstreams.addresses)?;
-    let detection = settings.detection.spec();
+    let detection = settings.detection_spec();
     let proxy = app::start(Start {
         settings,
         settings_file: None,
@@ -340,6 +340,11 @@ impl Story<'_> {
                 }
             }
             Happening::Surge
+            | Happening::Suggested
+            | Happening::Approved
+            | Happening::Shadowed
+            | Happening::Revoked
+            | Happening::LeftAlone
             | Happening::Probing
             | Happening::Crowd
             | Happening::NotLocalisable

@@ -26,6 +26,14 @@ pub use upstreams::{Health, Upstream};
 /// The most worker threads.
 pub const WORKERS_MAX: u32 = 1024;
 
+/// How far the detector may go, in words.
+const DETECTION_MODES: &[(&str, DetectionMode)] = &[
+    ("off", DetectionMode::Off),
+    ("suggest", DetectionMode::Suggest),
+    ("throttle", DetectionMode::Throttle),
+    ("auto", DetectionMode::Auto),
+];
+
 const KEYS: &[&str] = &[
     "listeners",
     "admin",
@@ -136,20 +144,20 @@ impl Default for DetectionSettings {
     }
 }
 
-impl DetectionSettings {
+impl Settings {
     /// Returns what the detector is set to; what no key says is as it is by default.
-    pub fn spec(&self) -> DetectionSpec {
+    pub fn detection_spec(&self) -> DetectionSpec {
+        let own = |service: &Service| Some((Arc::clone(&service.spec.name), service.detection?));
         DetectionSpec {
-            mode: self.mode,
-            collateral_max: self.collateral_max,
-            budget: self.budget,
-            warmup: self.warmup,
+            mode: self.detection.mode,
+            services: self.services.iter().filter_map(own).collect(),
+            collateral_max: self.detection.collateral_max,
+            budget: self.detection.budget,
+            warmup: self.detection.warmup,
             ..DetectionSpec::default()
         }
     }
-}
 
-impl Settings {
     /// Reads a settings file.
     pub fn parse(path: &str, text: &str) -> Result<Self, Problems> {
         let tree = yaml::parse(path, text)?;
@@ -309,12 +317,6 @@ impl Reading<'_> {
 
     fn detection(&mut self, node: &Node) -> DetectionSettings {
         const KEYS: &[&str] = &["mode", "collateral_max", "budget", "warmup"];
-        const MODES: &[(&str, DetectionMode)] = &[
-            ("off", DetectionMode::Off),
-            ("suggest", DetectionMode::Suggest),
-            ("throttle", DetectionMode::Throttle),
-            ("auto", DetectionMode::Auto),
-        ];
         let mut detection = DetectionSettings::default();
         self.reader.about("detection");
         let Some(fields) = self.reader.fields("detection", node, KEYS) else {
@@ -322,7 +324,7 @@ impl Reading<'_> {
         };
         let mode = fields
             .get("mode")
-            .and_then(|node| self.reader.word("mode", node, MODES));
+            .and_then(|node| self.reader.word("mode", node, DETECTION_MODES));
         detection.mode = mode.unwrap_or(detection.mode);
         for (key, like, share) in [
             ("collateral_max", "`1%`", &mut detection.collateral_max),

@@ -103,6 +103,10 @@ services:
     upstream: login
     priority: critical
     concurrency: { max: 400, queue: 200, queue_timeout: 500ms }
+    detection: { mode: suggest }
+  - name: kb
+    match: [{ path: /v1/kb/ }]
+    upstream: login
 upstreams:
   - name: login
     endpoints: ["127.0.0.1:9001", "[::1]:9001", "login.internal:80"]
@@ -136,7 +140,10 @@ access_log: access.log
         settings.access_log,
         AccessLog::File("etc/access.log".into())
     );
-    assert_eq!(settings.detection.mode, DetectionMode::Throttle);
+    let detection = settings.detection_spec();
+    assert_eq!(detection.mode, DetectionMode::Throttle);
+    let own = vec![("login".into(), DetectionMode::Suggest)];
+    assert_eq!(detection.services, own);
     let ValueFrom::FirstOf(places) = &settings.identity[1].from else {
         panic!("first_of")
     };

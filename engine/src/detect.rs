@@ -9,7 +9,7 @@
 //! 3. `gate` asks whether there is a surge, against what is normal (`reference`, `season`);
 //! 4. if so, `watch` has `blame` say which sources explain it; `rise` tells one surge from the next;
 //! 5. `nature` asks whether each is a loop or a crowd, against what clients usually send (`usual`);
-//! 6. `respond` makes a rule where `room` has a place for it;
+//! 6. `respond` makes a rule where `room` has a place for it, and operators have a word in it (`operate`);
 //! 7. and `learn` takes in what was calm, but for what `growth` holds back.
 //!
 //! `snapshot` keeps what was learnt across a restart.
@@ -29,6 +29,7 @@ mod incident;
 mod learn;
 mod measures;
 mod nature;
+mod operate;
 mod past;
 mod pattern;
 mod reference;
@@ -66,13 +67,13 @@ use usual::{Length, Usual};
 use watch::Suspicion;
 use window::{CLIENTS_KEPT, SECOND, Window};
 
-/// What the detector may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+/// What the detector may do; the mildest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DetectionMode {
     /// Nothing.
     Off,
-    /// Makes rules that only count.
+    /// Makes rules that only count, until an operator approves them.
     Suggest,
     /// Throttles at most.
     Throttle,
@@ -98,6 +99,8 @@ impl DetectionMode {
 pub struct DetectionSpec {
     /// What it may do.
     pub mode: DetectionMode,
+    /// What it may do where most of a source's excess goes to one of these services.
+    pub services: Vec<(Arc<str>, DetectionMode)>,
     /// Share of normal traffic, 0 to 1, that a blocking rule may hit.
     pub collateral_max: f64,
     /// Share of normal traffic, 0 to 1, that all detected rules together may hit.
@@ -117,6 +120,7 @@ impl Default for DetectionSpec {
     fn default() -> Self {
         Self {
             mode: DetectionMode::Auto,
+            services: Vec::new(),
             collateral_max: 0.01,
             budget: 0.1,
             warmup: Duration::from_mins(10),
@@ -128,6 +132,23 @@ impl Default for DetectionSpec {
 }
 
 impl DetectionSpec {
+    /// Returns what it may do about a source whose excess goes to these services: the mildest of their
+    /// modes. Of no service, it is what it may do in general.
+    pub fn mode_of(&self, services: &[Arc<str>]) -> DetectionMode {
+        let of = |service: &Arc<str>| {
+            let own = self.services.iter().find(|(name, _)| name == service);
+            own.map_or(self.mode, |(_, mode)| *mode)
+        };
+        services.iter().map(of).min().unwrap_or(self.mode)
+    }
+
+    /// Returns whether it does nothing anywhere.
+    fn is_off(&self) -> bool {
+        let own = self.services.iter().map(|(_, mode)| *mode);
+        own.chain([self.mode])
+            .all(|mode| mode == DetectionMode::Off)
+    }
+
     /// Returns how long an instance waits, twice, before it is known.
     pub fn settle_every(&self) -> Duration {
         (self.warmup / 4).clamp(Duration::from_secs(2), Duration::from_secs(30))
@@ -212,6 +233,8 @@ pub struct Detector {
     familiar: Arc<Familiar>,
     /// The sources that the workers were told to get to know nobody of.
     suspected: Vec<Pattern>,
+    /// Whether an operator changed something that is not published yet.
+    unpublished: bool,
     clock: Clock,
 }
 
@@ -238,6 +261,7 @@ impl Detector {
             incidents: Incidents::default(),
             familiar: Arc::default(),
             suspected: Vec::new(),
+            unpublished: false,
             clock: Clock::default(),
         }
     }
@@ -258,8 +282,10 @@ impl Detector {
             self.suspected.clear();
         }
         self.window.collect(traffic, &mut self.names, now);
-        let mut rules_changed = self.step_measures(stress, now);
-        if self.spec.mode != DetectionMode::Off {
+        self.past.forget_left_alone(now);
+        let mut rules_changed = std::mem::take(&mut self.unpublished);
+        rules_changed |= self.step_measures(stress, now);
+        if !self.spec.is_off() {
             rules_changed |= self.wake(now);
             rules_changed |= self.watch(stress, now);
         }
@@ -330,21 +356,6 @@ impl Detector {
         self.reference.level()
     }
 
-    /// Takes back a detected rule at once, as an operator does. Returns whether there was one.
-    pub fn revoke(&mut self, name: &str, now: Instant) -> bool {
-        let at = self
-            .measures
-            .iter()
-            .position(|measure| measure.name.as_str() == name);
-        if let Some(at) = at {
-            let source = self.measures.get(at).map(|measure| measure.source.clone());
-            self.end(at, Happening::Released, None, now);
-            // Whom an operator lets go does not find his rule again when he comes back.
-            self.past.supersede(&source.unwrap_or_default());
-        }
-        at.is_some()
-    }
-
     /// Returns the `n` sources with the most requests per second over the last second, by the given
     /// attributes; addresses, the instance and secret attributes are left out.
     pub fn top_sources(&self, by: &[AttributeId], n: usize) -> Vec<(Source, f64)> {
@@ -381,8 +392,8 @@ impl Detector {
             .collect()
     }
 
-    /// Returns whether requests of a key are evidence: let through, and under no detected rule. While
-    /// all share, what that refuses is evidence, too: it is nobody's fault yet.
+    /// Returns whether requests of a key are evidence: let through, under no detected rule, and not left
+    /// alone by an operator. While all share, what that refuses is evidence, too: it is nobody's fault yet.
     fn is_evidence(&self) -> impl Fn(&LeafKey) -> bool {
         let now = self
             .window
@@ -393,6 +404,7 @@ impl Detector {
             .iter()
             .filter(|measure| measure.hides(&self.spec, now))
             .map(|measure| &measure.pattern)
+            .chain(self.past.left_alone().map(|(pattern, _)| pattern))
             .collect();
         let shares = self.measures.iter().any(|measure| measure.shares);
         move |key| (shares || !key.refused()) && !hidden.iter().any(|pattern| pattern.matches(key))

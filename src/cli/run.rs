@@ -35,7 +35,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     if let Some(warning) = not_in_force(config, &settings) {
         tracing::warn!("{warning}");
     }
-    let detection = settings.detection.spec();
+    let detection = settings.detection_spec();
     let start = Start {
         settings,
         settings_file: Some(settings_file),

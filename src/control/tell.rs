@@ -40,6 +40,12 @@ pub(super) fn log(event: &Event) {
     match event.what {
         Happening::Surge => tell!(warn, "arrivals are well above what was expected"),
         Happening::Throttled => tell!(warn, "the source was found and is throttled"),
+        Happening::Suggested => tell!(
+            warn,
+            "the source was found; its rule only counts until it is approved"
+        ),
+        Happening::Approved => tell!(info, "an operator has the rule act"),
+        Happening::Shadowed => tell!(info, "an operator has the rule only count"),
         Happening::Blocked => tell!(warn, "the source is blocked"),
         Happening::Probing => tell!(
             info,
@@ -66,6 +72,14 @@ pub(super) fn log(event: &Event) {
         Happening::Withdrawn => tell!(
             warn,
             "the rule refused more normal traffic than it promised; it is gone"
+        ),
+        Happening::Revoked => tell!(
+            warn,
+            "an operator took the rule back; its source is left alone for ten minutes"
+        ),
+        Happening::LeftAlone => tell!(
+            warn,
+            "the source is known, and nothing is done because an operator said so"
         ),
         Happening::Ended => tell!(info, "the surge is over"),
     }

@@ -172,6 +172,11 @@ impl Screen {
             Happening::Merged => (Colour::Notable, "MERGED"),
             Happening::Displaced => (Colour::Notable, "DISPLACED"),
             Happening::Withdrawn => (Colour::Notable, "WITHDRAWN"),
+            Happening::Suggested => (Colour::Notable, "SUGGESTED"),
+            Happening::Approved => (Colour::Notable, "APPROVED"),
+            Happening::Shadowed => (Colour::Notable, "SHADOWED"),
+            Happening::Revoked => (Colour::Notable, "REVOKED"),
+            Happening::LeftAlone => (Colour::Notable, "LEFT"),
             Happening::Ended => (Colour::Good, "ENDED"),
         };
         self.happening(at, colour, what, &words(event));
@@ -227,6 +232,11 @@ fn words(event: &Event) -> String {
         Happening::Withdrawn => {
             format!("the rule for {source} refused too many that are well-behaved; it is gone")
         }
+        Happening::Suggested => format!("found: {source}; its rule waits for approval"),
+        Happening::Approved => format!("an operator has the rule for {source} act"),
+        Happening::Shadowed => format!("an operator has the rule for {source} only count"),
+        Happening::Revoked => format!("an operator took the rule for {source} back"),
+        Happening::LeftAlone => format!("{source} is left alone, as an operator said"),
         Happening::Ended => "the surge went away by itself".to_owned(),
     }
 }

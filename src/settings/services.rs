@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_engine::detect::DetectionMode;
 use tidegate_engine::reader::nearest;
 use tidegate_engine::service::{HostPattern, Match, Priority, ServiceSpec};
 use tidegate_engine::units::parse_duration_or_zero;
 use tidegate_engine::yaml::Node;
 
 use super::upstreams::parse_path;
-use super::{Reading, Upstream, unique};
+use super::{DETECTION_MODES, Reading, Upstream, unique};
 
 /// Requests in flight to one service, where the settings do not say.
 const IN_FLIGHT_DEFAULT: u32 = 1024;
@@ -32,6 +33,8 @@ pub struct Service {
     pub upstream: Arc<str>,
     /// How much may be in flight.
     pub concurrency: Concurrency,
+    /// What the detector may do about sources that flood it; `None`: what it may do in general.
+    pub detection: Option<DetectionMode>,
 }
 
 /// How much may be in flight to a service at once.
@@ -83,7 +86,14 @@ impl Reading<'_> {
         before: &[Service],
         upstreams: Option<&[Upstream]>,
     ) -> Option<Service> {
-        const KEYS: &[&str] = &["name", "match", "upstream", "priority", "concurrency"];
+        const KEYS: &[&str] = &[
+            "name",
+            "match",
+            "upstream",
+            "priority",
+            "concurrency",
+            "detection",
+        ];
         let fields = self.reader.fields("a service", node, KEYS)?;
         let name = fields
             .required(&mut self.reader, "name", "chat")
@@ -105,6 +115,10 @@ impl Reading<'_> {
             Some(node) => self.concurrency(node),
             None => Some(Concurrency::default()),
         };
+        let detection = match fields.get("detection") {
+            Some(node) => self.detection_of_service(node).map(Some),
+            None => Some(None),
+        };
         Some(Service {
             spec: ServiceSpec {
                 name: Arc::from(name?),
@@ -113,6 +127,7 @@ impl Reading<'_> {
             },
             upstream: upstream?,
             concurrency: concurrency?,
+            detection: detection?,
         })
     }
 
@@ -185,6 +200,15 @@ impl Reading<'_> {
             path: path.flatten(),
             host: host.flatten(),
         })
+    }
+
+    /// Reads the one key that a service may set for itself: shares and warm-up are of the whole.
+    fn detection_of_service(&mut self, node: &Node) -> Option<DetectionMode> {
+        let fields = self
+            .reader
+            .fields("detection of a service", node, &["mode"])?;
+        let node = fields.required(&mut self.reader, "mode", "suggest")?;
+        self.reader.word("mode", node, DETECTION_MODES)
     }
 
     fn concurrency(&mut self, node: &Node) -> Option<Concurrency> {

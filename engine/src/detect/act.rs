@@ -79,6 +79,10 @@ pub(super) struct Measure {
     pub(super) incident: IncidentId,
     pub(super) name: Name,
     pub(super) pattern: Pattern,
+    /// The services that most of its excess went to when it was found.
+    pub(super) services: Vec<Arc<str>>,
+    /// What an operator said about whether it acts, if one did.
+    pub(super) said: Option<Mode>,
     /// The one address that the rule is about, inside `pattern`.
     pub(super) address: Option<IpAddr>,
     /// Whether the rule blames nobody: all clients of `pattern` share what the upstream can do.
@@ -179,8 +183,17 @@ impl Measure {
     pub(super) fn hides(&self, spec: &DetectionSpec, now: Instant) -> bool {
         !self.shares
             && (self.address.is_none()
-                || spec.mode == DetectionMode::Suggest
+                || self.mode(spec) == Mode::Shadow
                 || now.since(self.made) < IN_FORCE_AFTER)
+    }
+
+    /// Returns whether the rule acts, or waits for an operator to say so.
+    pub(super) fn mode(&self, spec: &DetectionSpec) -> Mode {
+        self.said
+            .unwrap_or_else(|| match spec.mode_of(&self.services) {
+                DetectionMode::Auto | DetectionMode::Throttle => Mode::Enforce,
+                DetectionMode::Suggest | DetectionMode::Off => Mode::Shadow,
+            })
     }
 
     /// Returns whether the other's source is a part of this one's. Of one address it cannot be told.
@@ -264,11 +277,8 @@ impl Measure {
             return false;
         }
         let since = *self.pure_since.get_or_insert(now);
-        let may = match situation.spec.mode {
-            DetectionMode::Auto | DetectionMode::Suggest => true,
-            DetectionMode::Off | DetectionMode::Throttle => false,
-        };
-        may && now.since(since) >= PURE_FOR
+        may_ever_block(situation.spec.mode_of(&self.services))
+            && now.since(since) >= PURE_FOR
             && situation.is_warm
             && self.collateral <= situation.spec.collateral_max
             && self.nature.is_sure()
@@ -334,10 +344,7 @@ impl Measure {
             when,
             when_text: self.source.clone(),
             action,
-            mode: match spec.mode {
-                DetectionMode::Auto | DetectionMode::Throttle => Mode::Enforce,
-                DetectionMode::Suggest | DetectionMode::Off => Mode::Shadow,
-            },
+            mode: self.mode(spec),
             percent: self.percent(spec, now),
             until: wall.checked_add(left.max(Duration::from_secs(1))),
             reason: Some(Arc::from(format!(
@@ -352,6 +359,11 @@ impl Measure {
             }),
         })
     }
+}
+
+/// Returns whether a rule may block under a mode, at once or when it is approved.
+pub(super) fn may_ever_block(mode: DetectionMode) -> bool {
+    matches!(mode, DetectionMode::Auto | DetectionMode::Suggest)
 }
 
 fn network(value: &str) -> Option<ipnet::IpNet> {

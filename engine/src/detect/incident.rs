@@ -54,6 +54,12 @@ pub enum Happening {
     Surge,
     /// The source was found, and gets what it usually sends.
     Throttled,
+    /// The source was found; its rule only counts, until an operator approves it.
+    Suggested,
+    /// An operator has the rule act.
+    Approved,
+    /// An operator has the rule only count.
+    Shadowed,
     /// The source is blocked, but for its known and well-behaved instances.
     Blocked,
     /// Calm enough that a few blocked ones are let through to see what they do.
@@ -74,6 +80,10 @@ pub enum Happening {
     Displaced,
     /// The rule refused more normal traffic than it promised.
     Withdrawn,
+    /// An operator took the rule back; its source is left alone for a while.
+    Revoked,
+    /// The source is known, and nothing is done because an operator said so.
+    LeftAlone,
     /// The surge went away by itself.
     Ended,
 }
@@ -83,7 +93,12 @@ impl Happening {
     pub fn is_last(self) -> bool {
         matches!(
             self,
-            Self::Released | Self::Ended | Self::Merged | Self::Displaced | Self::Withdrawn
+            Self::Released
+                | Self::Ended
+                | Self::Merged
+                | Self::Displaced
+                | Self::Withdrawn
+                | Self::Revoked
         )
     }
 }

@@ -1,5 +1,5 @@
 //! What is learnt, and from whom not: nothing that came in the last second, nothing of who is under a
-//! rule or under suspicion.
+//! rule or under suspicion, nothing of whom an operator has left alone.
 
 use super::Detector;
 use super::NAMES_KEPT;
@@ -15,23 +15,23 @@ impl Detector {
     pub(super) fn learn(&mut self, now: Instant) {
         let calm = self.may_learn(now);
         if calm && let Some(tick) = self.window.of_age(SECOND) {
-            let held: f64 = self.measures.iter().map(|measure| measure.held).sum();
+            let ruled = self.measures.iter().map(|measure| measure.held);
+            let left_alone = self.past.left_alone().map(|(_, held)| held);
+            let held: f64 = ruled.chain(left_alone).sum();
             let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
-            let (measures, suspects) = (&self.measures, suspects);
+            let set_aside: Vec<Pattern> = self.set_aside().cloned().collect();
             let leaves = tick.leaves.iter().filter(|leaf| {
                 !leaf.key.refused()
-                    && !measures
-                        .iter()
-                        .any(|measure| measure.pattern.matches(&leaf.key))
+                    && !set_aside.iter().any(|pattern| pattern.matches(&leaf.key))
                     && !suspects.iter().any(|suspect| suspect.matches(&leaf.key))
             });
             self.reference.learn(leaves, tick.seconds(), held, now);
         }
         if now.since(self.clock.settled) >= SECOND {
             self.clock.settled = now;
-            let measures = &self.measures;
+            let set_aside: Vec<Pattern> = self.set_aside().cloned().collect();
             self.reference.settle(self.columns.len(), |key| {
-                measures.iter().any(|measure| measure.pattern.matches(key))
+                set_aside.iter().any(|pattern| pattern.matches(key))
             });
             if calm && !self.is_suspicious(now) {
                 self.learn_clients(now);
@@ -55,8 +55,8 @@ impl Detector {
     /// clients must not say what is usual of themselves.
     fn learn_clients(&mut self, now: Instant) {
         let suspects = self.suspicion.as_ref().map_or(&[][..], Suspicion::suspects);
-        let rules = self.measures.iter().map(|measure| &measure.pattern);
-        let left_out: Vec<Pattern> = rules
+        let left_out: Vec<Pattern> = self
+            .set_aside()
             .chain(suspects)
             .map(|pattern| pattern.who(&self.columns))
             .collect();

@@ -12,6 +12,7 @@ use super::pattern::Pattern;
 use super::usual::Length;
 use super::window::{ClientKind, SECOND};
 use super::{DetectionMode, Detector, Stress, act};
+use crate::rules::Mode;
 use crate::time::Instant;
 
 /// How often the source of a rule is judged again.
@@ -204,7 +205,8 @@ impl Detector {
         let mut woke = false;
         for measure in back {
             let same = |other: &Measure| other.source == measure.source;
-            if self.measures.iter().any(same) {
+            let is_off = self.spec.mode_of(&measure.services) == DetectionMode::Off;
+            if is_off || self.measures.iter().any(same) {
                 continue;
             }
             let cause = super::blame::Cause {
@@ -268,7 +270,7 @@ impl Detector {
         };
         let began = now - WAKE_OVER;
         let incident = self.incidents.open(began, evidence, now);
-        let blocks = matches!(self.spec.mode, DetectionMode::Auto | DetectionMode::Suggest)
+        let blocks = act::may_ever_block(self.spec.mode_of(&measure.services))
             && measure.nature.is_sure()
             && self.is_warm()
             && measure.collateral <= self.spec.collateral_max;
@@ -279,7 +281,10 @@ impl Detector {
             incident.rule = Some(name.clone());
         });
         let why: Option<Arc<str>> = Some(Arc::from("it is back before its rule was forgotten"));
-        let happen = Happening::Throttled;
+        let happen = match measure.mode(&self.spec) {
+            Mode::Enforce => Happening::Throttled,
+            Mode::Shadow => Happening::Suggested,
+        };
         self.incidents
             .happen_because(incident, happen, why.clone(), now);
         if blocks {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::act::{Measure, PURITY_MIN};
 use super::nature::Nature;
+use super::pattern::Pattern;
 use crate::rules::DETECTED_TTL;
 use crate::source::Source;
 use crate::time::Instant;
@@ -24,12 +25,28 @@ const DORMANT_MAX: usize = 32;
 /// For how long a source is not acted upon by itself again after its rule was withdrawn.
 const SPARED_FOR: Duration = Duration::from_mins(5);
 
+/// For how long a source is left alone after an operator took its rule back, and of how many that is
+/// remembered: of 64 × about 1 KiB the oldest goes first.
+pub(super) const LEFT_ALONE_FOR: Duration = Duration::from_mins(10);
+const LEFT_ALONE_MAX: usize = 64;
+
+/// A source whose rule an operator took back.
+#[derive(Debug)]
+struct LeftAlone {
+    source: Source,
+    /// What matches it, and the requests per second that are expected of that; `None` where the rule was
+    /// for one address or for all, which cannot be left out of what is seen.
+    seen: Option<(Pattern, f64)>,
+    since: Instant,
+}
+
 /// Released rules.
 #[derive(Debug, Default)]
 pub(super) struct Past {
     sources: Vec<(Source, Duration, Instant)>,
     dormant: Vec<Measure>,
     withdrawn: Vec<(Source, Instant)>,
+    left_alone: Vec<LeftAlone>,
 }
 
 impl Past {
@@ -77,6 +94,38 @@ impl Past {
         self.withdrawn
             .iter()
             .any(|(past, at)| past == source && now.since(*at) < SPARED_FOR)
+    }
+
+    /// Remembers that an operator took a rule back: its source does not find it again, nor get another.
+    pub(super) fn leave_alone(&mut self, measure: Measure, now: Instant) {
+        self.supersede(&measure.source);
+        self.left_alone.retain(|past| past.source != measure.source);
+        if self.left_alone.len() >= LEFT_ALONE_MAX {
+            self.left_alone.remove(0);
+        }
+        let is_seen = measure.address.is_none() && !measure.shares;
+        self.left_alone.push(LeftAlone {
+            source: measure.source,
+            seen: is_seen.then_some((measure.pattern, measure.held)),
+            since: now,
+        });
+    }
+
+    /// Forgets the sources that were left alone for long enough.
+    pub(super) fn forget_left_alone(&mut self, now: Instant) {
+        self.left_alone
+            .retain(|past| now.since(past.since) < LEFT_ALONE_FOR);
+    }
+
+    /// Returns whether an operator took back the rule for the source lately.
+    pub(super) fn is_left_alone(&self, source: &Source) -> bool {
+        self.left_alone.iter().any(|past| past.source == *source)
+    }
+
+    /// Walks what matches the sources that are left alone, with what is expected of each.
+    pub(super) fn left_alone(&self) -> impl Iterator<Item = (&Pattern, f64)> {
+        let seen = self.left_alone.iter().filter_map(|past| past.seen.as_ref());
+        seen.map(|(pattern, held)| (pattern, *held))
     }
 
     /// Returns whether any rule sleeps.

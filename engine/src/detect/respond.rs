@@ -1,5 +1,6 @@
 //! What is done about a source that explains a surge: a rule, or a word to people why there is none.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,11 +9,12 @@ use super::blame::Cause;
 use super::gate::floor_of;
 use super::incident::{Evidence, Happening, RejectedCandidate};
 use super::nature::{Finding, Judge, Nature};
-use super::pattern::{Literal, Pattern};
+use super::pattern::{ABSENT, Literal, Pattern};
 use super::usual::Length;
 use super::watch::{Considered, PATIENCE, Suspicion, look_back};
 use super::window::SECOND;
-use super::{Detector, Stress, act};
+use super::{DetectionMode, Detector, Stress, act};
+use crate::rules::Mode;
 use crate::source::Source;
 use crate::time::Instant;
 
@@ -23,10 +25,14 @@ const SINGLE_ADDRESS_MIN: f64 = 0.8;
 /// that it was found with.
 const FLOOR_SHARE: f64 = 0.5;
 
+/// Share of a source's excess from which on a service has a say in what is done about it.
+const SAY_MIN: f64 = 0.2;
+
 /// A cause that is to be acted upon.
 struct Found {
     cause: Cause,
     source: Source,
+    services: Vec<Arc<str>>,
     address: Option<IpAddr>,
     shares: bool,
     nature: Nature,
@@ -156,6 +162,17 @@ impl Detector {
             candidates: considered.candidates,
             rejected_candidates: considered.rejected.clone(),
         };
+        let services = self.services_of(&cause.pattern, now);
+        if let Some(why) = self.hands_off(&source, &services) {
+            suspicion.suspects.push(cause.pattern.clone());
+            evidence.rejected_candidates.push(RejectedCandidate {
+                when: source.clone(),
+                why: Arc::from(why),
+            });
+            let what = Happening::LeftAlone;
+            self.tell(suspicion, what, finding.nature, Some(source), evidence, now);
+            return false;
+        }
         let patient = now.since(suspicion.raised) >= PATIENCE;
         let acts = finding.nature.is_misbehaviour() || patient && stress.concerns(&source);
         let suffers = stress.concerns(&source);
@@ -172,6 +189,7 @@ impl Detector {
         let found = Found {
             cause,
             source,
+            services,
             address,
             shares: false,
             nature: finding.nature,
@@ -201,6 +219,40 @@ impl Detector {
                 false
             }
         }
+    }
+
+    /// Returns the services that each hold a good part of a source's excess; the one that it names, where
+    /// it does.
+    pub(super) fn services_of(&self, pattern: &Pattern, now: Instant) -> Vec<Arc<str>> {
+        let mut excess: BTreeMap<u32, f64> = BTreeMap::new();
+        let from = now - SECOND;
+        let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let leaves = self.window.since(from).flat_map(|tick| &tick.leaves);
+        for leaf in leaves.filter(|leaf| pattern.matches(&leaf.key)) {
+            *excess.entry(leaf.key.value(self.service)).or_default() += leaf.requests / seconds;
+        }
+        for (key, expected) in self.reference.rows() {
+            if pattern.matches(key) {
+                *excess.entry(key.value(self.service)).or_default() -= expected;
+            }
+        }
+        let all: f64 = excess.values().filter(|excess| **excess > 0.0).sum();
+        excess
+            .iter()
+            .filter(|(value, excess)| {
+                **value != ABSENT && **excess > 0.0 && **excess >= SAY_MIN * all
+            })
+            .filter_map(|(value, _)| self.names.text(self.service, *value).cloned())
+            .collect()
+    }
+
+    /// Returns in words why nothing is done about a source, if that is an operator's will.
+    fn hands_off(&self, source: &Source, services: &[Arc<str>]) -> Option<&'static str> {
+        if self.past.is_left_alone(source) {
+            return Some("an operator took its rule back less than ten minutes ago");
+        }
+        let is_off = self.spec.mode_of(services) == DetectionMode::Off;
+        is_off.then_some("detection is off for a service that it goes to")
     }
 
     /// Returns the wider source in place of a cause of which several kinds have rules already, and
@@ -265,9 +317,12 @@ impl Detector {
         };
         let suffers = |pattern: Pattern| {
             let source = pattern.source(&self.schema, &self.columns, &self.names)?;
-            (stress.concerns(&source) && !has_one(&pattern)).then_some((pattern, source))
+            let services = self.services_of(&pattern, now);
+            let may = self.hands_off(&source, &services).is_none();
+            (may && stress.concerns(&source) && !has_one(&pattern))
+                .then_some((pattern, source, services))
         };
-        let Some((pattern, source)) = scopes.into_iter().find_map(suffers) else {
+        let Some((pattern, source, services)) = scopes.into_iter().find_map(suffers) else {
             return;
         };
         let from = now - SECOND;
@@ -284,6 +339,7 @@ impl Detector {
                 pattern,
             },
             source,
+            services,
             address: None,
             shares: true,
             nature: match nature {
@@ -339,6 +395,7 @@ impl Detector {
         let Found {
             cause,
             source,
+            services,
             address,
             shares,
             nature,
@@ -360,10 +417,12 @@ impl Detector {
             None => self.reference.expected_of_pattern(&cause.pattern),
         };
         self.past.supersede(&source);
-        self.measures.push(Measure {
+        let measure = Measure {
             incident,
             name: name.clone(),
             pattern: cause.pattern,
+            services,
+            said: None,
             address,
             shares,
             made: now,
@@ -387,7 +446,13 @@ impl Detector {
             pure_since: None,
             calm_since: None,
             renewed: now,
-        });
+        };
+        let what = match measure.mode(&self.spec) {
+            Mode::Shadow => Happening::Suggested,
+            Mode::Enforce if shares => Happening::Shared,
+            Mode::Enforce => Happening::Throttled,
+        };
+        self.measures.push(measure);
         self.forget_strangers(suspicion.began);
         self.incidents.update(incident, |incident| {
             incident.source = Some(source);
@@ -395,15 +460,11 @@ impl Detector {
             incident.rule = Some(name);
             incident.evidence = evidence;
         });
-        let what = if shares {
-            Happening::Shared
-        } else {
-            Happening::Throttled
-        };
         self.incidents.happen(incident, what, now);
     }
 
-    /// Tells people once, and again only when what could not be explained turns out to be a crowd.
+    /// Tells people once, and again only when what could not be explained turns out to be a crowd or
+    /// somebody who is left alone.
     pub(super) fn tell(
         &mut self,
         suspicion: &mut Suspicion,
@@ -416,7 +477,8 @@ impl Detector {
         let Some(incident) = suspicion.incident else {
             return;
         };
-        if suspicion.told == Some(what) || suspicion.told == Some(Happening::Crowd) {
+        let is_final = |told| matches!(told, Happening::Crowd | Happening::LeftAlone);
+        if suspicion.told == Some(what) || suspicion.told.is_some_and(is_final) {
             return;
         }
         suspicion.told = Some(what);

@@ -180,6 +180,8 @@ mod tests {
             incident,
             name: name_of(incident),
             pattern,
+            services: Vec::new(),
+            said: None,
             address: None,
             shares: false,
             made: Instant::ZERO,

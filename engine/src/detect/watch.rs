@@ -135,13 +135,19 @@ impl Detector {
         }
     }
 
+    /// Walks the sources of which nothing is learnt: those that have a rule, and those that an operator
+    /// has left alone.
+    pub(super) fn set_aside(&self) -> impl Iterator<Item = &Pattern> {
+        let ruled = self.measures.iter().map(|measure| &measure.pattern);
+        ruled.chain(self.past.left_alone().map(|(pattern, _)| pattern))
+    }
+
     /// Returns the sources of which no stranger may become known: those that have a rule, and what the
     /// surge that is being looked into is about.
     pub(super) fn unfamiliar(&self) -> Vec<Pattern> {
         let suspicion = self.suspicion.as_ref();
         let explained = suspicion.map_or(&[][..], |suspicion| &suspicion.explained);
-        let ruled = self.measures.iter().map(|measure| &measure.pattern);
-        ruled.chain(explained).cloned().collect()
+        self.set_aside().chain(explained).cloned().collect()
     }
 
     /// Asks the gate, and looks into its alarms. Returns whether a rule was made.
@@ -240,16 +246,21 @@ impl Detector {
         alarms
     }
 
-    /// What is expected of the sources under rules, which are no evidence.
+    /// What is expected of the sources that are no evidence: under rules, or left alone.
     pub(super) fn held(&self, belongs: impl Fn(&Pattern) -> bool) -> f64 {
         let now = self
             .window
             .newest()
             .map_or(Instant::ZERO, |tick| tick.until);
-        self.measures
+        let ruled = self
+            .measures
             .iter()
-            .filter(|measure| measure.hides(&self.spec, now) && belongs(&measure.pattern))
-            .map(|measure| measure.held)
+            .filter(|measure| measure.hides(&self.spec, now))
+            .map(|measure| (&measure.pattern, measure.held));
+        ruled
+            .chain(self.past.left_alone())
+            .filter(|(pattern, _)| belongs(pattern))
+            .map(|(_, held)| held)
             .sum()
     }
 

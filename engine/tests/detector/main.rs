@@ -3,6 +3,7 @@
 mod addresses;
 mod crowds;
 mod modes;
+mod operators;
 mod restart;
 mod rules;
 mod slow;

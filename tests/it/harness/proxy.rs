@@ -86,7 +86,7 @@ access_log: access.log
         let settings = load_settings(&path).unwrap_or_else(|problems| panic!("{problems}"));
         let rules = load_rules(&settings, SystemTime::now())
             .unwrap_or_else(|problems| panic!("{problems}"));
-        let detection = settings.detection.spec();
+        let detection = settings.detection_spec();
         let running = app::start(Start {
             settings,
             settings_file: None,
