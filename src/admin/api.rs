@@ -224,7 +224,12 @@ fn incidents(control: &Control) -> Value {
             .iter()
             .map(|moment| {
                 let after = moment.at.since(incident.began).as_secs_f64();
-                json!({ "what": moment.what, "at": when(moment.at), "after_s": after })
+                let mut shown =
+                    json!({ "what": moment.what, "at": when(moment.at), "after_s": after });
+                if let (Some(why), Some(shown)) = (&moment.why, shown.as_object_mut()) {
+                    shown.insert("why".into(), json!(why));
+                }
+                shown
             })
             .collect();
         json!({

@@ -3,6 +3,7 @@
 
 mod admin;
 mod blame;
+mod changes;
 mod commands;
 mod forwarding;
 mod framing;

@@ -17,6 +17,9 @@ const LISTED_MAX: usize = 10;
 /// Share of the recent normal traffic above which a rule needs somebody to insist.
 pub const NORMAL_SHARE_MAX: f64 = 0.25;
 
+/// Sampled requests below which a share says nothing.
+const SAMPLED_MIN: u64 = 20;
+
 /// What a rule would meet. An estimate from a sample: a share of `p` from `n` requests errs by about
 /// √(p (1 − p) / n).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -52,10 +55,10 @@ pub struct Met {
 
 impl Preview {
     /// Returns whether the rule would meet so much of the normal traffic that somebody must insist.
-    /// Rules that refuse nothing never do.
+    /// Rules that refuse nothing never do, and a handful of requests says nothing.
     pub fn needs_force(&self, rule: &Rule) -> bool {
         let refuses = !matches!(rule.action, Action::Allow | Action::Log);
-        refuses && self.share_of_normal > NORMAL_SHARE_MAX
+        refuses && self.sampled >= SAMPLED_MIN && self.share_of_normal > NORMAL_SHARE_MAX
     }
 
     /// Tries a rule on what came lately. Its mode, `percent` and rate are left out of account: it is what

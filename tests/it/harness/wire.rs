@@ -242,6 +242,19 @@ impl Wire {
         self.take(count)
     }
 
+    /// Reads until these bytes have come; returns everything up to them.
+    #[track_caller]
+    pub(crate) fn read_until(&mut self, end: &[u8]) -> String {
+        loop {
+            let found = self.buffer.windows(end.len()).position(|some| some == end);
+            if let Some(at) = found {
+                let text = self.take(at + end.len());
+                return String::from_utf8_lossy(&text).into_owned();
+            }
+            assert!(self.fill(), "the connection ended before {end:?}");
+        }
+    }
+
     /// Reads until the other end closes; returns everything.
     #[track_caller]
     pub(crate) fn rest(&mut self) -> Vec<u8> {
