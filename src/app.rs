@@ -33,7 +33,7 @@ use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
 use crate::settings::{Settings, Workers};
-use crate::state::{self, AuditFile, DetectorFile, StateWriter};
+use crate::state::{self, AuditFile, DetectedFile, DetectorFile, StateWriter};
 use crate::vitals::Vitals;
 
 /// How long a drain may take.
@@ -197,6 +197,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let mut detector = Detector::new(Arc::clone(&schema), detection, seed);
     detector.set_clock(clock.wall(), clock.now());
     detector_file.restore(&mut detector);
+    let detected_file = DetectedFile::new(&settings.state, &key);
+    detected_file.restore(&mut detector, clock.wall(), clock.now());
     let state_writer = StateWriter::start(detector_file, AuditFile::new(&settings.state), &metrics)
         .context("start the thread that keeps state")?;
     let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
@@ -213,6 +215,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         traffic: Arc::clone(&traffic),
         vitals: Arc::clone(&vitals),
         detector,
+        detected_file,
         state_writer: Some(state_writer),
         listeners,
     };

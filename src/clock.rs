@@ -13,8 +13,8 @@ pub struct Clock {
 impl Clock {
     /// Starts the process's time.
     ///
-    /// The first moment is one hour after the engine's zero, so that "an hour ago" can be said from
-    /// the beginning.
+    /// The first moment is some days after the engine's zero, so that "an hour ago" can be said from the
+    /// beginning, and "yesterday" of an incident before a restart.
     pub fn start() -> Self {
         Self {
             epoch: std::time::Instant::now(),
@@ -23,8 +23,8 @@ impl Clock {
 
     /// Returns the present moment.
     pub fn now(&self) -> Instant {
-        const HOUR_NANOS: u64 = 3_600_000_000_000;
-        Instant::from_nanos(HOUR_NANOS + self.epoch.elapsed().as_nanos() as u64)
+        const DAYS_NANOS: u64 = 3 * 24 * 3_600_000_000_000;
+        Instant::from_nanos(DAYS_NANOS + self.epoch.elapsed().as_nanos() as u64)
     }
 
     /// Returns the wall clock, for logs and for rules with an end.

@@ -31,11 +31,14 @@ use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
 use crate::rules_folder::{load_rules, load_settings, read};
 use crate::settings::Settings;
-use crate::state::StateWriter;
+use crate::state::{DetectedFile, StateWriter};
 use crate::vitals::Vitals;
 
 /// How often what the detector has learnt is kept, while there is no alarm.
 const KEEP_EVERY: Duration = Duration::from_mins(1);
+
+/// How often the detector's rules and the incidents are kept at most, when they change.
+const DETECTED_KEPT_EVERY: Duration = Duration::from_millis(500);
 
 /// How often the detector looks at the traffic.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -65,6 +68,8 @@ pub struct ControlParts {
     pub vitals: Arc<Vitals>,
     /// Finds the sources of surges.
     pub detector: Detector,
+    /// Where the detector's rules and the incidents are kept.
+    pub detected_file: DetectedFile,
     /// Writes what is kept; `None` once all is over.
     pub state_writer: Option<StateWriter>,
     /// Whoever wants to hear of events; one that is behind misses some, one
@@ -98,6 +103,8 @@ pub struct Control {
     parts: ControlParts,
     stress: StressWatch,
     streams: Vec<EventSender>,
+    detected_changed: bool,
+    detected_kept: Instant,
     generation: u64,
     reload: Reload,
     published: SystemTime,
@@ -118,10 +125,12 @@ impl Control {
     pub fn new(parts: ControlParts) -> Self {
         let (began, now) = (parts.clock.now(), parts.clock.wall());
         let services = parts.settings.services.len();
-        let control = Self {
+        let mut control = Self {
             parts,
             stress: StressWatch::new(services),
             streams: Vec::new(),
+            detected_changed: false,
+            detected_kept: began,
             generation: 1,
             reload: Reload {
                 at: now,
@@ -135,6 +144,8 @@ impl Control {
         metrics
             .policy_published_timestamp_seconds
             .set(unix_seconds(now));
+        // What was in force before a restart is so from the first request on.
+        control.publish();
         control
     }
 
@@ -161,6 +172,11 @@ impl Control {
         for event in &tick.events {
             self.tell(event);
         }
+        self.detected_changed |= tick.rules_changed || !tick.events.is_empty();
+        if self.detected_changed && began.since(self.detected_kept) >= DETECTED_KEPT_EVERY {
+            // Nobody waits for it; whether it came to the disk is seen in the metrics.
+            drop(self.keep_detected());
+        }
         if began.since(self.kept) >= KEEP_EVERY && !self.parts.detector.is_alarmed() {
             self.kept = began;
             let detector = &mut self.parts.detector;
@@ -174,6 +190,7 @@ impl Control {
 
     /// Keeps what the detector has learnt, for the next start.
     pub fn finish(&mut self) {
+        drop(self.keep_detected());
         if let Some(writer) = self.parts.state_writer.take() {
             writer.finish(self.parts.detector.snapshot());
         }

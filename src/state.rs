@@ -1,8 +1,10 @@
 //! What is kept under `state`: the key under which secrets and attribute values are hashed ([`identity_key`]),
-//! what the detector has learnt ([`detector`]), operators' rules ([`kept`]) and the audit trail
-//! ([`audit`]). One thread writes all of it ([`writer`]).
+//! what the detector has learnt ([`detector`]), its rules and the incidents ([`detected`]), operators' rules
+//! and the audit trail ([`audit`]). Files are whole or not at all ([`kept`]); one thread writes all of them
+//! ([`writer`]).
 
 mod audit;
+mod detected;
 mod detector;
 mod kept;
 mod writer;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 use tidegate_engine::request::HashKey;
 
 pub use audit::{AuditFile, last_lines};
+pub use detected::DetectedFile;
 pub use detector::DetectorFile;
 pub use kept::{Found, KeptFile};
 pub use writer::{Done, StateWriter};

@@ -12,7 +12,7 @@
 //! 6. `respond` makes a rule where `room` has a place for it, and operators have a word in it (`operate`);
 //! 7. and `learn` takes in what was calm, but for what `growth` holds back.
 //!
-//! `snapshot` keeps what was learnt across a restart.
+//! `snapshot` keeps what was learnt across a restart, `carried` the rules and incidents.
 //!
 //! Memory, bounded: 3.75 MiB of reference, 2.5 MiB of shares, 0.9 MiB of growth, 4.0 MiB of usual clients,
 //! 11 MiB of window (when each request of the last seconds is a combination of its own), 5.5 MiB of
@@ -23,6 +23,7 @@
 
 mod act;
 mod blame;
+mod carried;
 mod gate;
 mod growth;
 mod incident;
@@ -53,6 +54,7 @@ use crate::source::Source;
 use crate::time::Instant;
 use crate::traffic::{Columns, Familiar, LeafKey, Names, Traffic};
 
+pub use carried::Carried;
 pub use incident::{Event, Evidence, Happening, Incident, IncidentId, Moment, RejectedCandidate};
 pub use nature::Nature;
 pub use snapshot::{BYTES_MAX as SNAPSHOT_BYTES_MAX, RestoreError};

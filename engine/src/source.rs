@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 /// A set of attribute values, one per attribute, by attribute name; also attributes that are absent.
@@ -77,6 +78,36 @@ impl fmt::Display for Source {
             write!(f, "{comma}no {attribute}")?;
         }
         Ok(())
+    }
+}
+
+/// One value as it is written.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Value(Arc<str>),
+    Presence { present: bool },
+}
+
+impl<'de> Deserialize<'de> for Source {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written: BTreeMap<Arc<str>, Written> = BTreeMap::deserialize(deserializer)?;
+        let mut source = Self::default();
+        for (attribute, value) in written {
+            match value {
+                Written::Value(value) => {
+                    source.values.insert(attribute, value);
+                }
+                Written::Presence { present: false } => {
+                    source.absent.insert(attribute);
+                }
+                Written::Presence { present: true } => {
+                    let text = "a source names a value, or that there is none";
+                    return Err(serde::de::Error::custom(text));
+                }
+            }
+        }
+        Ok(source)
     }
 }
 

@@ -246,18 +246,20 @@ impl Changing {
         };
         let change = self.begin(what, name);
         let why = self.said();
-        let mut control = self.admin.control.borrow_mut();
-        let set = control.set_rule_mode(name, mode, &why);
-        drop(control);
+        let set = {
+            let mut control = self.admin.control.borrow_mut();
+            control.set_rule_mode(name, mode, &why)
+        };
         self.done(change, set).await
     }
 
     async fn promote(&self, name: &str) -> Answer {
         let change = self.begin("promote", name);
         let new_name = self.query.name.as_deref();
-        let mut control = self.admin.control.borrow_mut();
-        let promoted = control.promote_rule(name, new_name, &self.who);
-        drop(control);
+        let promoted = {
+            let mut control = self.admin.control.borrow_mut();
+            control.promote_rule(name, new_name, &self.who)
+        };
         match promoted {
             Ok(promoted) => {
                 let change = Change {

@@ -1,5 +1,10 @@
 //! `tidegate explain`: what a request would meet, without sending it.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "of JSON: what is not there is null, and never a panic"
+)]
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,5 +1,10 @@
 //! `tidegate rules`: shows and changes the rules in force, over the admin API.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "of JSON: what is not there is null, and never a panic"
+)]
+
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,6 +79,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 struct Add {
     /// A file with one rule, as YAML or JSON; `-` is standard input.
     #[arg(value_name = "FILE", conflicts_with_all = ["name", "when", "action"])]
@@ -451,13 +457,12 @@ pub(super) fn table<const N: usize>(
     let lines: Vec<String> = all
         .iter()
         .map(|row| {
-            let cells = row.iter().zip(widths);
-            let line: String = cells
-                .map(|(cell, width)| {
-                    let padding = width - cell.chars().count();
-                    format!("{cell}{}  ", " ".repeat(padding))
-                })
-                .collect();
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(widths) {
+                line.push_str(cell);
+                let padding = width - cell.chars().count() + 2;
+                line.extend(std::iter::repeat_n(' ', padding));
+            }
             line.trim_end().to_owned()
         })
         .collect();

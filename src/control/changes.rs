@@ -251,7 +251,13 @@ impl Control {
 
     /// Has the detector's rules kept. Returns when they are.
     pub(super) fn keep_detected(&mut self) -> Option<Done> {
-        None
+        let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
+        let carried = self.parts.detector.carried(wall, now);
+        let file = &self.parts.detected_file;
+        let writer = self.parts.state_writer.as_ref()?;
+        self.detected_kept = now;
+        self.detected_changed = false;
+        Some(writer.write(file.file(), &file.content(carried)))
     }
 
     fn keep_operator_rules(&mut self) -> Option<Done> {

@@ -83,7 +83,7 @@ fn what_is_wrong_is_said_and_changes_nothing() {
         ..Setup::to(upstream.address)
     }
     .start();
-    let wrong = r#"{ name: r, when: { ap: acme }, action: blok, percent: 101, extra: 1 }"#;
+    let wrong = "{ name: r, when: { ap: acme }, action: blok, percent: 101, extra: 1 }";
     let answer = send(&proxy, "POST", "/api/v1/rules", wrong);
     assert_eq!(answer.status(), 422);
     let errors = answer.json()["errors"].as_array().unwrap().len();
@@ -93,19 +93,16 @@ fn what_is_wrong_is_said_and_changes_nothing() {
         ("{", 422),
         ("[]", 422),
         ("null", 422),
-        (r#"{ name: null, when: null, action: null }"#, 422),
+        ("{ name: null, when: null, action: null }", 422),
+        ("{ name: detected-1, when: { app: a }, action: block }", 422),
+        ("{ name: filed, when: { app: a }, action: block }", 409),
+        ("{ name: lim, when: { app: a }, action: block }", 409),
         (
-            r#"{ name: detected-1, when: { app: a }, action: block }"#,
-            422,
-        ),
-        (r#"{ name: filed, when: { app: a }, action: block }"#, 409),
-        (r#"{ name: lim, when: { app: a }, action: block }"#, 409),
-        (
-            r#"{ name: r, when: { instance: a }, action: block, ttl: 0s }"#,
+            "{ name: r, when: { instance: a }, action: block, ttl: 0s }",
             422,
         ),
         (
-            r#"{ name: r, when: { app: &a [*a, *a] }, action: block }"#,
+            "{ name: r, when: { app: &a [*a, *a] }, action: block }",
             422,
         ),
     ] {
@@ -226,9 +223,9 @@ fn a_rule_is_tried_on_the_recent_requests_first() {
     let forced = send(&proxy, "POST", "/api/v1/rules?force=true", BLOCK);
     assert_eq!(forced.status(), 201);
     assert_eq!(proxy.ask(GET).status(), 403);
-    let small = r#"{ name: s, when: { app: nobody }, action: block }"#;
+    let small = "{ name: s, when: { app: nobody }, action: block }";
     assert_eq!(send(&proxy, "POST", "/api/v1/rules", small).status(), 201);
-    let everybody = r#"{ name: t, when: { ip: 0.0.0.0/0 }, action: block }"#;
+    let everybody = "{ name: t, when: { ip: 0.0.0.0/0 }, action: block }";
     assert_eq!(
         send(&proxy, "POST", "/api/v1/rules", everybody).status(),
         409
@@ -294,13 +291,13 @@ fn the_server_is_what_its_description_says() {
             }
             let asked = path.replace("{name}", "r").replace("{id}", "1");
             let body = match (method.as_str(), path.as_str()) {
-                ("post", "/api/v1/rules") => r#"{ name: s, when: { app: s }, action: log }"#,
+                ("post", "/api/v1/rules") => "{ name: s, when: { app: s }, action: log }",
                 ("post", "/api/v1/explain") => r#"{ "url": "http://a/x" }"#,
                 _ => "",
             };
             // What takes the rule away comes last: methods are in order, and so are paths.
             let answer = if method == "delete" && path.ends_with("{name}") {
-                add(&proxy, r#"{ name: gone, when: { app: g }, action: log }"#);
+                add(&proxy, "{ name: gone, when: { app: g }, action: log }");
                 send(&proxy, "DELETE", "/api/v1/rules/gone", "")
             } else {
                 send(&proxy, &method.to_uppercase(), &asked, body)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::nature::Nature;
 use crate::source::Source;
@@ -15,7 +15,7 @@ use crate::verdict::Name;
 pub struct IncidentId(pub u64);
 
 /// A source that was considered and not made a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedCandidate {
     /// The source.
     pub when: Source,
@@ -24,7 +24,7 @@ pub struct RejectedCandidate {
 }
 
 /// Why a source is believed to be the cause.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
     /// Share of the surge that the source explains, 0 to 1.
     pub coverage: f64,
@@ -47,7 +47,7 @@ pub struct Evidence {
 }
 
 /// What an incident has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Happening {
     /// Arrivals are well above what was expected.
@@ -173,6 +173,24 @@ pub(super) struct Incidents {
 }
 
 impl Incidents {
+    /// Returns the number of the newest incident.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Goes on counting from there.
+    pub(super) fn go_on_from(&mut self, last: u64) {
+        self.last = self.last.max(last);
+    }
+
+    /// Takes over an incident of before a restart, told already.
+    pub(super) fn take_over(&mut self, mut incident: Incident) {
+        if self.all.len() < INCIDENTS_MAX {
+            incident.timeline.truncate(MOMENTS_MAX);
+            self.all.push(incident);
+        }
+    }
+
     pub(super) fn all(&self) -> &[Incident] {
         &self.all
     }

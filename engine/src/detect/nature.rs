@@ -67,7 +67,7 @@ const SENT_MIN: f64 = 0.02;
 const AGAIN_MIN: f64 = SENT_MIN / 2.0;
 
 /// What a surge is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Nature {
     /// Each instance sends more than usual.

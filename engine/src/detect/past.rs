@@ -58,6 +58,19 @@ impl Past {
             .map_or(DETECTED_TTL, |(_, ttl, _)| (*ttl * 2).min(TTL_MAX))
     }
 
+    /// Walks the sources that had a rule, with its `ttl` and when it ended.
+    pub(super) fn recurring(&self) -> impl Iterator<Item = (&Source, Duration, Instant)> {
+        let sources = self.sources.iter();
+        sources.map(|(source, ttl, at)| (source, *ttl, *at))
+    }
+
+    /// Remembers that a source had a rule.
+    pub(super) fn recur(&mut self, source: Source, ttl: Duration, at: Instant) {
+        if self.sources.len() < PAST_MAX {
+            self.sources.push((source, ttl.min(TTL_MAX), at));
+        }
+    }
+
     /// Remembers a released rule, unless it was a crowd's. One against a known misbehaviour sleeps until
     /// its `ttl` is over.
     pub(super) fn remember(&mut self, measure: Measure, now: Instant) {

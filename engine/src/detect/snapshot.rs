@@ -278,7 +278,7 @@ fn read_usual(
 }
 
 /// Names, sides and kinds of the attributes that take part: hashes of other attributes mean nothing.
-fn fingerprint(schema: &crate::attribute::Schema, columns: &Columns) -> u64 {
+pub(super) fn fingerprint(schema: &crate::attribute::Schema, columns: &Columns) -> u64 {
     let words: Vec<String> = columns
         .iter()
         .map(|column| {

@@ -35,7 +35,9 @@ fn now(world: &World) -> Instant {
 
 fn event(world: &World, what: Happening) -> &Event {
     let mut events = world.events.iter();
-    events.find(|event| event.what == what).unwrap()
+    events
+        .find(|event| event.what == what)
+        .expect("it happened")
 }
 
 #[test]

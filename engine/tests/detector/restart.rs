@@ -107,3 +107,76 @@ fn what_is_no_snapshot_is_refused_with_its_reason() {
     let other = detector(Schema::built_in()).restore(&good);
     assert_eq!(other, Err(RestoreError::OtherAttributes));
 }
+
+/// A flood that is blocked when the process ends, `down` before the next one begins.
+fn carried(down: f64, carries: bool) -> (World, usize) {
+    let mut world = World::new(55);
+    let at = |seconds: f64| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1e6 + seconds);
+    let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);
+    world.loads.push(load(loopers, BEGIN, BEGIN + 60.0));
+    world.source = Some(("chat-android", "4.1.0".to_owned(), "acme".to_owned()));
+    world.run(BEGIN + 10.0);
+    assert!(world.when(Happening::Blocked).is_some());
+    let now = Instant::from_secs_f64(BEGIN + 10.0);
+    let snapshot = world.detector.snapshot();
+    let kept = world.detector.carried(at(BEGIN + 10.0), now);
+    world.restart();
+    world
+        .detector
+        .restore(&snapshot)
+        .expect("a snapshot of ours");
+    let mut count = 0;
+    if carries {
+        count = world.detector.carry_on(kept, at(BEGIN + 10.0 + down), now);
+    }
+    world.run(BEGIN + 10.3);
+    (world, count)
+}
+
+fn in_force(world: &World) -> Vec<String> {
+    let rules = world.rules().iter();
+    rules
+        .map(|rule| format!("{} {}", rule.action.word(), rule.when_text))
+        .collect()
+}
+
+#[test]
+fn a_restart_in_the_midst_of_an_incident_keeps_its_rule_in_force() {
+    let (mut world, count) = carried(5.0, true);
+    assert_eq!(count, 1);
+    assert_eq!(
+        in_force(&world),
+        ["block app=acme, sdk=chat-android, sdk_version=4.1.0"]
+    );
+    assert!(
+        world.events.is_empty(),
+        "nothing is new: {:?}",
+        world.events
+    );
+    let incidents = world.detector.incidents();
+    assert!(incidents.iter().any(|incident| incident.active));
+    assert_eq!(
+        incidents.iter().map(|one| one.id.0).max(),
+        Some(incidents.len() as u64)
+    );
+    // And it goes as it would have gone: with the flood.
+    world.run(BEGIN + 60.0 + 45.0);
+    assert!(
+        world.when(Happening::Released).is_some(),
+        "{:?}",
+        world.events
+    );
+    assert!(in_force(&world).is_empty());
+}
+
+/// The controls: without it nothing is in force at once; and what is over is over.
+#[test]
+fn what_was_not_carried_or_is_long_ago_is_not_in_force() {
+    let (world, _) = carried(5.0, false);
+    assert!(in_force(&world).is_empty());
+    let (world, count) = carried(120.0, true);
+    assert_eq!(count, 0);
+    assert!(in_force(&world).is_empty());
+    let incidents = world.detector.incidents();
+    assert!(!incidents.is_empty() && incidents.iter().all(|incident| !incident.active));
+}

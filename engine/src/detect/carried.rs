@@ -1,0 +1,252 @@
+//! The rules in force and the incidents, carried over a restart: in the middle of an incident nothing is
+//! let go. What was learnt is [`super::snapshot`]'s business.
+//!
+//! Instants do not outlive a process, so ages are carried, and the time of day says how long nothing ran.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::act::{Measure, Opinion, Stage};
+use super::incident::{Evidence, Happening, Incident, IncidentId, Moment};
+use super::nature::Nature;
+use super::pattern::{Literal, Pattern};
+use super::room::MEASURES_MAX;
+use super::snapshot::fingerprint;
+use super::{Detector, act};
+use crate::rules::Mode;
+use crate::source::Source;
+use crate::time::{Instant, unix_seconds};
+
+/// The longest time without a process after which anything of an incident is still told.
+const DOWN_MAX: Duration = Duration::from_hours(24);
+
+/// What is carried over a restart. Values of attributes are keyed hashes, so it is of use only under
+/// the same key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    fingerprint: u64,
+    /// When it was written, in seconds since 1970.
+    at_unix_s: f64,
+    last_incident: u64,
+    rules: Vec<CarriedRule>,
+    incidents: Vec<CarriedIncident>,
+    recurring: Vec<(Source, f64, f64)>,
+}
+
+/// One rule; ages and times in seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct CarriedRule {
+    incident: u64,
+    source: Source,
+    pattern: Vec<(usize, u32)>,
+    services: Vec<Arc<str>>,
+    shadow: Option<bool>,
+    address: Option<IpAddr>,
+    shares: bool,
+    blocks: bool,
+    nature: Nature,
+    eased: bool,
+    made_s: f64,
+    began_s: f64,
+    renewed_s: f64,
+    ttl_s: f64,
+    expected: f64,
+    held: f64,
+    floor: f64,
+    upper_bound: f64,
+    collateral: f64,
+    usual_per_instance: f64,
+    observed: f64,
+    offered: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct CarriedIncident {
+    id: u64,
+    began_s: f64,
+    source: Option<Source>,
+    nature: Option<Nature>,
+    has_rule: bool,
+    evidence: Evidence,
+    timeline: Vec<(Happening, f64, Option<Arc<str>>)>,
+    active: bool,
+}
+
+impl Detector {
+    /// Returns the rules in force and the incidents, for [`Detector::carry_on`]. `wall` is the time of day
+    /// at `now`.
+    pub fn carried(&self, wall: SystemTime, now: Instant) -> Carried {
+        let age = |at: Instant| now.since(at).as_secs_f64();
+        let rule = |measure: &Measure| CarriedRule {
+            incident: measure.incident.0,
+            source: measure.source.clone(),
+            pattern: measure
+                .pattern
+                .literals()
+                .iter()
+                .map(|literal| (literal.column, literal.value))
+                .collect(),
+            services: measure.services.clone(),
+            shadow: measure.said.map(|mode| mode == Mode::Shadow),
+            address: measure.address,
+            shares: measure.shares,
+            blocks: measure.stage != Stage::Throttle,
+            nature: measure.nature,
+            eased: measure.eased,
+            made_s: age(measure.made),
+            began_s: age(measure.began),
+            renewed_s: age(measure.renewed),
+            ttl_s: measure.ttl.as_secs_f64(),
+            expected: measure.expected,
+            held: measure.held,
+            floor: measure.floor,
+            upper_bound: measure.upper_bound,
+            collateral: measure.collateral,
+            usual_per_instance: measure.usual_per_instance,
+            observed: measure.observed,
+            offered: measure.offered,
+        };
+        let incident = |incident: &Incident| CarriedIncident {
+            id: incident.id.0,
+            began_s: age(incident.began),
+            source: incident.source.clone(),
+            nature: incident.nature,
+            has_rule: incident.rule.is_some(),
+            evidence: incident.evidence.clone(),
+            timeline: incident
+                .timeline
+                .iter()
+                .map(|moment| (moment.what, age(moment.at), moment.why.clone()))
+                .collect(),
+            active: incident.active,
+        };
+        let recurring = self.past.recurring();
+        Carried {
+            fingerprint: fingerprint(&self.schema, &self.columns),
+            at_unix_s: unix_seconds(wall),
+            last_incident: self.incidents.last(),
+            rules: self.measures.iter().map(rule).collect(),
+            incidents: self.incidents.all().iter().map(incident).collect(),
+            recurring: recurring
+                .map(|(source, ttl, at)| (source.clone(), ttl.as_secs_f64(), age(at)))
+                .collect(),
+        }
+    }
+
+    /// Takes over what [`Detector::carried`] returned; to be called before the first tick. Rules whose
+    /// `ttl` ran out while nothing ran are over, and so is all of it if the attributes are others now.
+    /// Returns how many rules are in force again.
+    pub fn carry_on(&mut self, carried: Carried, wall: SystemTime, now: Instant) -> usize {
+        let down = Duration::try_from_secs_f64(unix_seconds(wall) - carried.at_unix_s);
+        let down = down.unwrap_or_default();
+        if down > DOWN_MAX {
+            self.incidents.go_on_from(carried.last_incident);
+            return 0;
+        }
+        let at = |age: f64| now - down - seconds(age);
+        let fits = carried.fingerprint == fingerprint(&self.schema, &self.columns);
+        for rule in carried.rules.into_iter().take(MEASURES_MAX) {
+            let renewed = at(rule.renewed_s);
+            let ttl = seconds(rule.ttl_s);
+            if fits && down + seconds(rule.renewed_s) < ttl {
+                self.measures.push(rule.measure(now, at, renewed, ttl));
+            }
+        }
+        let in_force: Vec<IncidentId> = self.measures.iter().map(|rule| rule.incident).collect();
+        for incident in carried.incidents {
+            let id = IncidentId(incident.id);
+            let is_in_force = in_force.contains(&id);
+            let mut timeline: Vec<Moment> = incident
+                .timeline
+                .into_iter()
+                .map(|(what, age, why)| Moment {
+                    what,
+                    at: at(age),
+                    why,
+                })
+                .collect();
+            if incident.active && !is_in_force {
+                timeline.push(Moment {
+                    what: Happening::Ended,
+                    at: now,
+                    why: Some(Arc::from("the process was restarted")),
+                });
+            }
+            self.incidents.take_over(Incident {
+                id,
+                began: at(incident.began_s),
+                source: incident.source,
+                nature: incident.nature,
+                rule: incident.has_rule.then(|| act::name_of(id)),
+                evidence: incident.evidence,
+                timeline,
+                active: incident.active && is_in_force,
+            });
+        }
+        self.incidents.go_on_from(carried.last_incident);
+        for (source, ttl, age) in carried.recurring {
+            self.past.recur(source, seconds(ttl), at(age));
+        }
+        self.unpublished = true;
+        self.measures.len()
+    }
+}
+
+impl CarriedRule {
+    fn measure(
+        self,
+        now: Instant,
+        at: impl Fn(f64) -> Instant,
+        renewed: Instant,
+        ttl: Duration,
+    ) -> Measure {
+        let incident = IncidentId(self.incident);
+        let literals = self.pattern.into_iter();
+        let pattern = literals.fold(Pattern::default(), |pattern, (column, value)| {
+            pattern.with(Literal { column, value })
+        });
+        Measure {
+            incident,
+            name: act::name_of(incident),
+            pattern,
+            services: self.services,
+            said: self
+                .shadow
+                .map(|shadow| if shadow { Mode::Shadow } else { Mode::Enforce }),
+            address: self.address,
+            shares: self.shares,
+            made: at(self.made_s),
+            began: at(self.began_s),
+            source: self.source,
+            nature: self.nature,
+            opinion: Opinion::new(self.nature, now),
+            expected: self.expected,
+            held: self.held,
+            floor: self.floor,
+            upper_bound: self.upper_bound,
+            collateral: self.collateral,
+            usual_per_instance: self.usual_per_instance,
+            observed: self.observed,
+            offered: self.offered,
+            ttl,
+            // Who was on probation proves himself again.
+            stage: if self.blocks {
+                Stage::Block
+            } else {
+                Stage::Throttle
+            },
+            eased: self.eased,
+            pure_since: None,
+            calm_since: None,
+            renewed,
+        }
+    }
+}
+
+/// Returns a time that was carried; nonsense is none.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
