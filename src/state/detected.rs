@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn what_is_kept_is_read_again_under_the_same_key_only() {
         let folder = folder("detected");
-        let now = (SystemTime::now(), Instant::from_secs_f64(1e6));
+        let wall = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        let now = (wall, Instant::from_secs_f64(1e6));
         let mut detector = Detector::new(Arc::new(Schema::built_in()), DetectionSpec::default(), 1);
         let file = DetectedFile::new(&folder, &HashKey::from_seed(1));
         let carried = detector.carried(now.0, now.1);
