@@ -15,7 +15,7 @@ PROMTOOL_SKIPPED := alerts (promtool is missing: apt-get install -y prometheus)
 
 STEPS := toolchain fmt clippy test doctest doc config alerts
 
-.PHONY: help check $(STEPS) demo bench detection-report incident audit
+.PHONY: help check $(STEPS) soak demo bench detection-report incident audit
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ ifneq ($(NEXTEST),)
 else
 	@$(CARGO) test --workspace --locked --all-targets --no-fail-fast
 endif
+
+soak: ## Runs the long tests, with the release settings: storms of changes, kills (10 minutes at most)
+	@$(CARGO) test --release --workspace --locked --test it --test memory -- --ignored --nocapture --test-threads 1
 
 doctest: ## Runs the examples in the documentation
 	@$(CARGO) test --workspace --locked --doc

@@ -25,9 +25,10 @@ use crate::access_log::{self, AccessLogWriter};
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::control::operator::OperatorRules;
-use crate::control::{self, Control, ControlParts, SettingsFile};
+use crate::control::{self, Control, ControlParts};
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
+use crate::reload::{self, ConfigFiles, Loaded, Reloader};
 use crate::request::admit::Admission;
 use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
@@ -44,8 +45,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Start {
     /// Valid settings.
     pub settings: Settings,
-    /// The file that they came from; `None` for settings made in memory.
-    pub settings_file: Option<SettingsFile>,
+    /// The files that they came from, to be watched; `None` for settings made in memory.
+    pub files: Option<ConfigFiles>,
     /// The rules of its rules folder.
     pub rules: Rules,
     /// What the detector may do.
@@ -66,7 +67,9 @@ pub struct Running {
     /// The policy in force.
     pub policy: PolicyReader,
     drain: watch::Sender<bool>,
-    reload: mpsc::Sender<()>,
+    reloader: Option<Reloader>,
+    /// Closed when the workers have ended, which ends the control side.
+    ended: watch::Sender<()>,
     workers: Vec<JoinHandle<io::Result<()>>>,
     control: JoinHandle<anyhow::Result<()>>,
     access_log: Option<AccessLogWriter>,
@@ -78,10 +81,10 @@ impl Running {
         self.drain.send_replace(true);
     }
 
-    /// Has the rules folder read again. Asked again while one is under way, it is done once more.
+    /// Has settings and rules read again though nobody saw a change. Settings made in memory stay.
     pub fn reload(&self) {
-        if self.reload.try_send(()).is_err() {
-            tracing::debug!("a reload is waiting already");
+        if let Some(reloader) = &self.reloader {
+            reloader.ask();
         }
     }
 
@@ -100,7 +103,8 @@ impl Running {
             }
         }
         // Without senders, control and the writer come to their ends.
-        drop(self.reload);
+        drop(self.reloader);
+        drop(self.ended);
         drop(self.drain);
         if self.control.join().is_err() {
             result = Err(anyhow!("the control thread panicked"));
@@ -125,7 +129,7 @@ impl Running {
 pub fn start(start: Start) -> anyhow::Result<Running> {
     let Start {
         settings,
-        settings_file,
+        files,
         rules,
         detection,
         listeners,
@@ -192,7 +196,15 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let admission = Admission::new(settings.services.iter().map(|s| s.concurrency.max));
     let inflight = InflightBoard::new(workers, services);
     let (drain, draining) = watch::channel(false);
-    let (reload, reloads) = mpsc::channel(1);
+    let (ended, ends) = watch::channel(());
+    let (reloader, loads) = match files {
+        Some(files) => {
+            let (reloader, loads) =
+                reload::start(files).context("start the thread that reads files")?;
+            (Some(reloader), Some(loads))
+        }
+        None => (None, None),
+    };
     let detector_file = DetectorFile::new(&settings.state, &key);
     let mut detector = Detector::new(Arc::clone(&schema), detection, seed);
     detector.set_clock(clock.wall(), clock.now());
@@ -205,7 +217,6 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
 
     let control = ControlParts {
         settings: Arc::clone(&settings),
-        settings_file,
         rules,
         operator,
         recent: Arc::clone(&recent),
@@ -233,7 +244,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
                 token,
                 workers,
             };
-            run_control(control, admin, admin_listener, reloads)
+            run_control(control, admin, admin_listener, (loads, ends))
         })
         .context("start the control thread")?;
 
@@ -278,7 +289,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         metrics,
         policy,
         drain,
-        reload,
+        reloader,
+        ended,
         workers: threads,
         control,
         access_log: access_log_writer,
@@ -290,7 +302,7 @@ fn run_control(
     parts: ControlParts,
     admin: impl FnOnce(Rc<RefCell<Control>>) -> Admin,
     listener: StdListener,
-    mut reloads: mpsc::Receiver<()>,
+    (loads, mut ends): (Option<mpsc::Receiver<Loaded>>, watch::Receiver<()>),
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -299,9 +311,11 @@ fn run_control(
         let control = Rc::new(RefCell::new(Control::new(parts)));
         tokio::task::spawn_local(control::run(Rc::clone(&control)));
         tokio::task::spawn_local(admin(Rc::clone(&control)).serve(listener));
-        while reloads.recv().await.is_some() {
-            control.borrow_mut().reload();
+        if let Some(loads) = loads {
+            tokio::task::spawn_local(control::take_all(Rc::clone(&control), loads));
         }
+        // Nothing is ever sent: the other end is dropped.
+        while ends.changed().await.is_ok() {}
         control.borrow_mut().finish();
         Ok(())
     })

@@ -1,16 +1,16 @@
 //! The control side: owns the policy in force and everything that may change it.
 //!
 //! One thread, ten times a second: collect the traffic, let the detector look at it, publish a policy
-//! when something changed. Files are read here and nowhere on a request's way. Knows nothing of
+//! when something changed. Files are read by [`crate::reload`], on a thread of its own. Knows nothing of
 //! [`crate::request`]: the two meet in the published policy and the traffic counters.
 
 pub mod changes;
 pub mod operator;
 mod promote;
 mod stress;
+mod take;
 mod tell;
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -18,18 +18,20 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_engine::detect::{Detector, Event, Happening, Incident, Stress};
 use tidegate_engine::policy::{Policy, PolicyParts};
-use tidegate_engine::problem::Problems;
 use tidegate_engine::recent::Recent;
 use tidegate_engine::rules::Rules;
 use tidegate_engine::time::{Instant, unix_seconds};
 use tidegate_engine::traffic::Traffic;
+use tokio::sync::mpsc::Receiver;
 
+use self::changes::Promotion;
 use self::operator::OperatorRules;
 use self::stress::StressWatch;
+use self::take::Repeats;
 use crate::clock::Clock;
 use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
-use crate::rules_folder::{load_rules, load_settings, read};
+use crate::reload::Loaded;
 use crate::settings::Settings;
 use crate::state::{DetectedFile, StateWriter};
 use crate::vitals::Vitals;
@@ -48,8 +50,6 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub struct ControlParts {
     /// The settings that the process was started with.
     pub settings: Arc<Settings>,
-    /// The file that they came from and what it said; `None` for settings made in memory.
-    pub settings_file: Option<SettingsFile>,
     /// The rules that are in force already.
     pub rules: Rules,
     /// The one right to publish.
@@ -77,18 +77,6 @@ pub struct ControlParts {
     pub listeners: Vec<SyncSender<Event>>,
 }
 
-/// A settings file as it was when the process was started.
-#[derive(Clone, Debug)]
-pub struct SettingsFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// What it said.
-    pub text: String,
-}
-
-/// The most problems of one reload that are logged line by line.
-const PROBLEMS_LOGGED_MAX: usize = 100;
-
 /// Where events go as JSON, one at a time.
 pub type EventSender = tokio::sync::mpsc::Sender<Arc<str>>;
 
@@ -107,6 +95,9 @@ pub struct Control {
     detected_kept: Instant,
     generation: u64,
     reload: Reload,
+    repeats: Repeats,
+    /// Detected rules that are written into files, and not read from there yet.
+    promoted: Vec<Promotion>,
     published: SystemTime,
     kept: Instant,
 }
@@ -136,6 +127,8 @@ impl Control {
                 at: now,
                 problems: Vec::new(),
             },
+            repeats: Repeats::default(),
+            promoted: Vec::new(),
             published: now,
             kept: began,
         };
@@ -194,65 +187,6 @@ impl Control {
         if let Some(writer) = self.parts.state_writer.take() {
             writer.finish(self.parts.detector.snapshot());
         }
-    }
-
-    /// Reads the rules folder again. Rules that are not right change nothing.
-    pub fn reload(&mut self) {
-        let now = self.parts.clock.wall();
-        if let Err(problems) = self.look_at_settings() {
-            self.refuse_reload(&problems, now);
-            return;
-        }
-        let loaded = load_rules(&self.parts.settings, now)
-            .and_then(|rules| self.names_taken(&rules).map(|()| rules));
-        match loaded {
-            Ok(rules) => {
-                let (count, limits) = (rules.rules.len(), rules.limits.len());
-                self.parts.rules = rules;
-                self.reload = Reload {
-                    at: now,
-                    problems: Vec::new(),
-                };
-                self.parts.metrics.reload_last_successful.set(1);
-                self.publish();
-                tracing::info!(rules = count, limits, "the rules folder was read again");
-            }
-            Err(problems) => self.refuse_reload(&problems, now),
-        }
-    }
-
-    /// Looks whether the settings file says something else by now. That needs a restart, which must
-    /// not come as a surprise; and a file that the restart would refuse is a failed reload.
-    fn look_at_settings(&self) -> Result<(), Problems> {
-        let Some(SettingsFile { path, text }) = &self.parts.settings_file else {
-            return Ok(());
-        };
-        if read(path)? != *text {
-            load_settings(path)?;
-            tracing::warn!(
-                path = %path.display(),
-                "the settings have changed; rules are taken over at once, settings by a restart"
-            );
-        }
-        Ok(())
-    }
-
-    fn refuse_reload(&mut self, problems: &Problems, now: SystemTime) {
-        let metrics = &self.parts.metrics;
-        metrics.reload_failures_total.inc();
-        metrics.reload_last_successful.set(0);
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        for line in lines.iter().take(PROBLEMS_LOGGED_MAX) {
-            tracing::warn!("{line}");
-        }
-        tracing::warn!(
-            problems = lines.len(),
-            "the rules were not taken over; the last good ones stay in force"
-        );
-        self.reload = Reload {
-            at: now,
-            problems: lines,
-        };
     }
 
     /// Puts the rules of all origins in force.
@@ -392,6 +326,16 @@ pub async fn run(control: Rc<std::cell::RefCell<Control>>) {
             tracing::error!(
                 "a tick of the detector failed; the next one is made as if nothing was"
             );
+        }
+    }
+}
+
+/// Takes over what is found in the files, for ever. Runs on the control thread, beside the tick.
+pub async fn take_all(control: Rc<std::cell::RefCell<Control>>, mut loads: Receiver<Loaded>) {
+    while let Some(loaded) = loads.recv().await {
+        let take = std::panic::AssertUnwindSafe(|| control.borrow_mut().take(loaded));
+        if std::panic::catch_unwind(take).is_err() {
+            tracing::error!("a reload failed; what was published last stays in force");
         }
     }
 }

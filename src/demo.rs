@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let detection = settings.detection_spec();
     let proxy = app::start(Start {
         settings,
-        settings_file: None,
+        files: None,
         rules: Rules::default(),
         detection,
         listeners: vec![events_in],

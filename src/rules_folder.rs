@@ -2,32 +2,71 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustix::fs::OFlags;
 use tidegate_engine::problem::{Place, Problem, Problems};
 use tidegate_engine::rules::Rules;
 use tidegate_engine::rules_file::{RulesFile, Vocabulary};
-use tidegate_engine::yaml::{FILE_BYTES_MAX, Mark, decode};
+use tidegate_engine::yaml::{FILE_BYTES_MAX, Mark, decode, too_large};
 
 use crate::settings::{RulesFolder, Settings};
 
-/// The deepest folder in a folder that is looked into; a link that leads back up ends here.
+/// The deepest folder in a folder that is looked into.
 const DEPTH_MAX: usize = 8;
 /// The most files of one folder: 10,000 rules, one in each.
 const FILES_MAX: usize = 10_000;
+/// The most folders of one folder.
+const FOLDERS_MAX: usize = 1_000;
+/// The most bytes of all files of one folder: 10,000 rules take about 2 MiB.
+const FOLDER_BYTES_MAX: usize = 64 << 20;
+
+/// What is in a folder and those below.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The `*.yaml` and `*.yml` files, in order of their paths.
+    pub files: Vec<PathBuf>,
+    /// The folders, itself first.
+    pub folders: Vec<PathBuf>,
+}
 
 /// Returns the `*.yaml` and `*.yml` files of a folder and those below, in order of their paths.
 /// What begins with a point is left out: editors and configuration mounts keep copies there.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
-    let mut found = Vec::new();
-    walk(folder, 0, &mut found)?;
-    found.sort();
+    survey(folder).map(|survey| survey.files)
+}
+
+/// Looks through a folder and those below, as [`files`] does.
+pub fn survey(folder: &Path) -> Result<Survey, Problem> {
+    let mut found = Survey::default();
+    walk(folder, &mut Vec::new(), &mut found)?;
+    found.files.sort();
     Ok(found)
 }
 
-fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Problem> {
+/// Returns whether a path is that of a YAML file.
+pub fn is_yaml(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+/// Walks a folder; `above` are device and inode of the folders on the way to it.
+fn walk(folder: &Path, above: &mut Vec<(u64, u64)>, found: &mut Survey) -> Result<(), Problem> {
     let refused = |error: io::Error| unreadable(folder, &error);
+    let metadata = fs::metadata(folder).map_err(refused)?;
+    let itself = (metadata.dev(), metadata.ino());
+    if above.contains(&itself) {
+        let text = "leads back to a folder above it; remove this link";
+        return Err(Problem::new(place(folder), text));
+    }
+    if found.folders.len() >= FOLDERS_MAX {
+        let text = format!("there are more than {FOLDERS_MAX} folders; make fewer");
+        return Err(Problem::new(place(folder), &text));
+    }
+    found.folders.push(folder.to_owned());
+    above.push(itself);
     for entry in fs::read_dir(folder).map_err(refused)? {
         let path = entry.map_err(refused)?.path();
         let is_hidden = path
@@ -36,34 +75,89 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Pro
         if is_hidden {
             continue;
         }
-        let is_yaml = path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml");
         if path.is_dir() {
-            if depth < DEPTH_MAX {
-                walk(&path, depth + 1, found)?;
+            if above.len() <= DEPTH_MAX {
+                walk(&path, above, found)?;
             }
-        } else if is_yaml {
-            if found.len() >= FILES_MAX {
+        } else if is_yaml(&path) {
+            if found.files.len() >= FILES_MAX {
                 let text = format!("there are more than {FILES_MAX} files; write fewer");
                 return Err(Problem::new(place(folder), &text));
             }
-            found.push(path);
+            found.files.push(path);
         }
     }
+    above.pop();
     Ok(())
 }
 
-/// Reads a text file: UTF-8, of bounded size.
+/// Reads a text file: UTF-8, of bounded size. What is no file (a pipe, a device) is not waited for.
 pub fn read(path: &Path) -> Result<String, Problem> {
     let refused = |error: io::Error| unreadable(path, &error);
-    let file = fs::File::open(path).map_err(refused)?;
+    let no_file = || {
+        let text = "is neither a file nor a folder; put the text itself here";
+        Problem::new(place(path), text)
+    };
+    // Opening alone may wake a device.
+    if !fs::metadata(path).map_err(refused)?.is_file() {
+        return Err(no_file());
+    }
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(refused)?;
+    // It may be another by now.
+    let metadata = file.metadata().map_err(refused)?;
+    if !metadata.is_file() {
+        return Err(no_file());
+    }
+    if metadata.len() > FILE_BYTES_MAX as u64 {
+        return Err(too_large(&path.to_string_lossy()));
+    }
     let mut bytes = Vec::new();
     // One byte more than allowed, so that decoding sees that it is too large.
     file.take(FILE_BYTES_MAX as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(refused)?;
     decode(&path.to_string_lossy(), &bytes)
+}
+
+/// A file that was read.
+#[derive(Clone, Debug)]
+pub struct FileText {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says.
+    pub text: String,
+    /// When it was first read so; a `ttl` in it counts from then.
+    pub since: SystemTime,
+}
+
+/// Reads rule files, and says which cannot be read. `since` is when.
+pub fn read_all(paths: &[PathBuf], since: SystemTime) -> (Vec<FileText>, Problems) {
+    let mut problems = Problems::default();
+    let mut texts = Vec::with_capacity(paths.len());
+    let mut bytes = 0;
+    for path in paths {
+        match read(path) {
+            Ok(text) => {
+                bytes += text.len();
+                texts.push(FileText {
+                    path: path.clone(),
+                    text,
+                    since,
+                });
+            }
+            Err(problem) => problems.extend(problem.into()),
+        }
+        if bytes > FOLDER_BYTES_MAX {
+            let text = "this file and those before it hold more than 64 MiB; write fewer rules";
+            problems.extend(Problem::new(place(path), text).into());
+            break;
+        }
+    }
+    (texts, problems)
 }
 
 /// Reads the settings at `path`.
@@ -80,16 +174,21 @@ pub fn load_rules(settings: &Settings, now: SystemTime) -> Result<Rules, Problem
 
 /// Returns the files of the settings' rules folder; none where it need not exist and does not.
 pub fn files_of(folder: &RulesFolder) -> Result<Vec<PathBuf>, Problem> {
+    survey_of(folder).map(|survey| survey.files)
+}
+
+/// Looks through the settings' rules folder, as [`files_of`] does.
+pub fn survey_of(folder: &RulesFolder) -> Result<Survey, Problem> {
     if folder.named_at.is_none() && !folder.path.exists() {
-        return Ok(Vec::new());
+        return Ok(Survey::default());
     }
-    let files = files(&folder.path)?;
-    if files.is_empty() {
+    let survey = survey(&folder.path)?;
+    if survey.files.is_empty() {
         let text = "holds no `*.yaml` file, so nothing would be limited or blocked; is it mounted? \
                     write a file with `rules: []` if no rules are meant";
         return Err(Problem::new(place(&folder.path), text));
     }
-    Ok(files)
+    Ok(survey)
 }
 
 /// Reads rule files that belong together.
@@ -98,13 +197,22 @@ pub fn parse_rules(
     vocabulary: &mut Vocabulary,
     now: SystemTime,
 ) -> Result<Rules, Problems> {
+    let (texts, mut problems) = read_all(paths, now);
+    match parse_texts(&texts, vocabulary) {
+        Ok(rules) => problems.or(rules),
+        Err(more) => {
+            problems.extend(more);
+            Err(problems)
+        }
+    }
+}
+
+/// Understands rule files that belong together.
+pub fn parse_texts(texts: &[FileText], vocabulary: &mut Vocabulary) -> Result<Rules, Problems> {
     let mut problems = Problems::default();
-    let mut parsed = Vec::with_capacity(paths.len());
-    for path in paths {
-        let file = read(path)
-            .map_err(Problems::from)
-            .and_then(|text| RulesFile::parse(&path.to_string_lossy(), &text, vocabulary, now));
-        match file {
+    let mut parsed = Vec::with_capacity(texts.len());
+    for FileText { path, text, since } in texts {
+        match RulesFile::parse(&path.to_string_lossy(), text, vocabulary, *since) {
             Ok(file) => parsed.push(file),
             Err(more) => problems.extend(more),
         }

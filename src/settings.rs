@@ -175,6 +175,28 @@ impl Settings {
         }
     }
 
+    /// Returns the keys in which the other settings say something else.
+    pub fn differs_in(&self, other: &Self) -> Vec<&'static str> {
+        // What is told apart here is told apart by what it says of itself: everything there is.
+        let said = |settings: &Self| {
+            [
+                ("listeners", format!("{:?}", settings.listeners)),
+                ("admin", format!("{:?}", settings.admin)),
+                ("workers", format!("{:?}", settings.workers)),
+                ("identity", format!("{:?}", settings.identity)),
+                ("services", format!("{:?}", settings.services)),
+                ("upstreams", format!("{:?}", settings.upstreams)),
+                ("rules", settings.rules.path.display().to_string()),
+                ("state", settings.state.display().to_string()),
+                ("access_log", format!("{:?}", settings.access_log)),
+            ]
+        };
+        let both = said(self).into_iter().zip(said(other));
+        both.filter(|(own, other)| own.1 != other.1)
+            .map(|(own, _)| own.0)
+            .collect()
+    }
+
     /// Returns the names that rule files may use under these settings.
     pub fn vocabulary(&self) -> Vocabulary {
         let services = self.services.iter();

@@ -327,6 +327,18 @@ impl Detector {
         self.reference.trained() >= self.spec.warmup
     }
 
+    /// Returns how the detector is set.
+    pub fn spec(&self) -> &DetectionSpec {
+        &self.spec
+    }
+
+    /// Sets what the detector may do from now on. Rules in force follow; what was learnt stays, and is
+    /// learnt and forgotten as fast as before.
+    pub fn set_spec(&mut self, spec: DetectionSpec) {
+        self.spec = spec;
+        self.unpublished = true;
+    }
+
     /// Returns what the detector may do.
     pub fn mode(&self) -> DetectionMode {
         self.spec.mode

@@ -104,9 +104,7 @@ impl fmt::Display for Value {
 pub fn decode(path: &str, bytes: &[u8]) -> Result<String, Problem> {
     let start = |text: &str| Problem::new(Mark::START.in_file(path), text);
     if bytes.len() > FILE_BYTES_MAX {
-        return Err(start(
-            "the file is larger than 8 MiB; split it into several files",
-        ));
+        return Err(too_large(path));
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(start("the file is UTF-16; save it as UTF-8"));
@@ -125,6 +123,12 @@ pub fn decode(path: &str, bytes: &[u8]) -> Result<String, Problem> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned())
 }
 
+/// Returns the problem of a file of more than [`FILE_BYTES_MAX`].
+pub fn too_large(path: &str) -> Problem {
+    let text = "the file is larger than 8 MiB; split it into several files";
+    Problem::new(Mark::START.in_file(path), text)
+}
+
 /// Returns the place after the last character.
 fn end_of(text: &str) -> Mark {
     let line = 1 + text.matches('\n').count();
@@ -141,10 +145,7 @@ fn end_of(text: &str) -> Mark {
 pub fn parse(path: &str, text: &str) -> Result<Node, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.len() > FILE_BYTES_MAX {
-        return Err(Problem::new(
-            Mark::START.in_file(path),
-            "the file is larger than 8 MiB; split it into several files",
-        ));
+        return Err(too_large(path));
     }
     if let Some((before, _)) = text.split_once('\0') {
         return Err(Problem::new(

@@ -6,8 +6,6 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use tidegate_engine::problem::Problems;
-use tidegate_engine::rules::Rules;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -15,14 +13,12 @@ use tracing_subscriber::EnvFilter;
 use super::complain;
 use crate::app::{self, Running, Start};
 use crate::check::{EXIT_CONFIG, not_in_force};
-use crate::control::SettingsFile;
-use crate::rules_folder::{load_rules, read};
-use crate::settings::Settings;
+use crate::reload::ConfigFiles;
 
 /// Runs the proxy with a settings file.
 pub(super) fn run(config: &Path) -> ExitCode {
     let _log = begin_log();
-    let (settings, settings_file, rules) = match load(config) {
+    let (settings, rules, files) = match ConfigFiles::open(config, SystemTime::now()) {
         Ok(loaded) => loaded,
         Err(problems) => {
             for problem in problems.iter() {
@@ -38,7 +34,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     let detection = settings.detection_spec();
     let start = Start {
         settings,
-        settings_file: Some(settings_file),
+        files: Some(files),
         rules,
         detection,
         listeners: Vec::new(),
@@ -50,21 +46,6 @@ pub(super) fn run(config: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Reads the settings and the rules that they name.
-fn load(config: &Path) -> Result<(Settings, SettingsFile, Rules), Problems> {
-    let text = read(config)?;
-    let settings = Settings::parse(&config.to_string_lossy(), &text)?;
-    let rules = load_rules(&settings, SystemTime::now())?;
-    Ok((
-        settings,
-        SettingsFile {
-            path: config.to_owned(),
-            text,
-        },
-        rules,
-    ))
 }
 
 /// Waits for signals until the proxy is drained. A second signal ends the process at once.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use tidegate_engine::policy::Preview;
-use tidegate_engine::problem::{Place, Problem, Problems};
+use tidegate_engine::problem::Problems;
 use tidegate_engine::rules::{DETECTED_PREFIX, Mode, Origin, Rules};
 use tidegate_engine::rules_file::RulesFile;
 use tidegate_engine::verdict::Name;
@@ -64,6 +64,14 @@ pub struct Promoted {
     pub path: PathBuf,
     /// What it says.
     pub text: String,
+}
+
+/// A detected rule on its way into a file.
+#[derive(Debug)]
+pub(super) struct Promotion {
+    detected: Name,
+    filed: Name,
+    why: String,
 }
 
 impl Control {
@@ -215,15 +223,12 @@ impl Control {
         let folder = self.parts.settings.rules.path.clone();
         match promote::write(&folder, &new_name, &text) {
             Ok(path) => {
-                self.reload();
-                if names(&self.parts.rules).any(|name| *name == taken) {
-                    let now = self.parts.clock.now();
-                    let why = format!("promoted to `{taken}` by {by}");
-                    self.parts.detector.revoke(name, &why, now);
-                    self.publish();
-                    // Lost by a crash now, both rules are in force after it.
-                    drop(self.keep_detected());
-                }
+                // It is read from there within seconds; the detector's rule holds until then.
+                self.promoted.push(Promotion {
+                    detected: Name::new(name),
+                    filed: taken.clone(),
+                    why: format!("promoted to `{taken}` by {by}"),
+                });
                 Ok(Promoted {
                     name: taken,
                     path,
@@ -268,23 +273,35 @@ impl Control {
         Some(writer.write(operator.file(), &operator.content(wall)))
     }
 
-    /// Says which names of a rules folder are operators' rules by now: one name is one rule.
-    pub(super) fn names_taken(&self, rules: &Rules) -> Result<(), Problems> {
-        let problems: Vec<Problem> = names(rules)
+    /// Makes room for what the files say now: one name is one rule, and the file's is the newer word.
+    /// Detected rules that have become files end.
+    pub(super) fn give_way_to(&mut self, rules: &Rules) {
+        let taken: Vec<Name> = names(rules)
             .filter(|name| self.parts.operator.has(name.as_str()))
-            .map(|name| {
-                let text = format!(
-                    "`{name}` is the name of an operator's rule, too; revoke that one (`tidegate rules \
-                     revoke {name}`), or choose another name"
-                );
-                let path = self.parts.settings.rules.path.to_string_lossy().into_owned();
-                Problem::new(Place::new(&path, 1, 1), &text)
-            })
+            .cloned()
             .collect();
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(Problems::new(problems))
+        for name in &taken {
+            tracing::warn!(
+                rule = name.as_str(),
+                "a file has a rule or limit of this name now; the operator's rule is over"
+            );
+            self.parts.operator.remove(name.as_str());
+        }
+        if !taken.is_empty() {
+            drop(self.keep_operator_rules());
+        }
+        let now = self.parts.clock.now();
+        let (done, waiting) = std::mem::take(&mut self.promoted)
+            .into_iter()
+            .partition(|promotion| names(rules).any(|name| *name == promotion.filed));
+        self.promoted = waiting;
+        let done: Vec<Promotion> = done;
+        for promotion in &done {
+            let name = promotion.detected.as_str();
+            self.parts.detector.revoke(name, &promotion.why, now);
+        }
+        if !done.is_empty() {
+            drop(self.keep_detected());
         }
     }
 }

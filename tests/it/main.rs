@@ -13,3 +13,4 @@ mod refusals;
 mod reload_and_drain;
 mod timeouts;
 mod upstream_faults;
+mod watching;

@@ -100,7 +100,7 @@ fn a_reload_takes_over_good_rules_and_leaves_bad_ones() {
     // Both problems are named, with their places.
     process.wait_for_log("rules.yaml:1:");
     process.wait_for_log("rules.yaml:2:1");
-    process.wait_for_log("the last good ones stay in force");
+    process.wait_for_log("what was good last stays in force");
 
     // A folder that is gone is no reason to let everybody in.
     std::fs::remove_dir_all(process.folder.path().join("rules")).unwrap();

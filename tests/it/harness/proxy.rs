@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use tidegate::app::{self, Running, Start};
-use tidegate::rules_folder::{load_rules, load_settings};
+use tidegate::reload::ConfigFiles;
 
 use super::{Folder, Message, Wire, eventually};
 
@@ -83,13 +83,12 @@ access_log: access.log
         let folder = Folder::new();
         self.write(&folder);
         let path = folder.path().join("tidegate.yaml");
-        let settings = load_settings(&path).unwrap_or_else(|problems| panic!("{problems}"));
-        let rules = load_rules(&settings, SystemTime::now())
+        let (settings, rules, files) = ConfigFiles::open(&path, SystemTime::now())
             .unwrap_or_else(|problems| panic!("{problems}"));
         let detection = settings.detection_spec();
         let running = app::start(Start {
             settings,
-            settings_file: None,
+            files: Some(files),
             rules,
             detection,
             listeners: Vec::new(),

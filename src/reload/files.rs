@@ -1,0 +1,241 @@
+//! The settings file and its rules folder: what of them is in force, whether they say something else by
+//! now, and what. Reads and understands; puts nothing in force.
+
+use std::collections::HashMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tidegate_engine::problem::Problems;
+use tidegate_engine::rules::Rules;
+
+use super::Loaded;
+use super::watch::Places;
+use crate::rules_folder::{FileText, parse_texts, read, read_all, survey_of};
+use crate::settings::{RulesFolder, Settings};
+
+/// How often files are read again because they changed while they were read.
+const READS_MAX: usize = 3;
+
+/// The settings file and its rules folder.
+#[derive(Debug)]
+pub struct ConfigFiles {
+    /// Where the settings are.
+    path: PathBuf,
+    /// What they said when they were last read and right.
+    settings: Arc<Settings>,
+    settings_said: Digest,
+    /// What is in force.
+    in_force: Digest,
+    /// What was read last, right or wrong.
+    newest: Digest,
+    /// When each rule file was first read as it is.
+    since: HashMap<PathBuf, (Digest, SystemTime)>,
+}
+
+/// A hash of all that was read. Two contents have the same by chance once in 2^64.
+type Digest = u64;
+
+/// How files look from outside: what changes when they do. Costs a `stat` for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Look(u64);
+
+/// What was read.
+struct Text {
+    settings: String,
+    rules: Vec<FileText>,
+}
+
+impl ConfigFiles {
+    /// Reads settings and the rules that they name, for a start.
+    pub fn open(path: &Path, now: SystemTime) -> Result<(Settings, Rules, Self), Problems> {
+        let text = read(path)?;
+        let settings = Settings::parse(&path.to_string_lossy(), &text)?;
+        let mut files = Self {
+            path: path.to_owned(),
+            settings: Arc::new(settings.clone()),
+            settings_said: digest(&text),
+            in_force: 0,
+            newest: 0,
+            since: HashMap::new(),
+        };
+        let (digest, read) = files.read(now);
+        let text = read?;
+        let rules = parse_texts(&text.rules, &mut settings.vocabulary())?;
+        (files.in_force, files.newest) = (digest, digest);
+        Ok((settings, rules, files))
+    }
+
+    /// Reads again, and notes how the files looked just before. `None`: they say what they said the
+    /// last time, and nobody asked.
+    pub(super) fn load(
+        &mut self,
+        is_asked: bool,
+        now: SystemTime,
+        seen: &mut Option<Look>,
+    ) -> Option<Loaded> {
+        let mut reads = 0;
+        let (digest, text) = loop {
+            let before = seen.insert(self.look().0).clone();
+            let read = self.read(now);
+            reads += 1;
+            // Half of the old and half of the new is nobody's intention.
+            if reads == READS_MAX || self.look().0 == before {
+                break read;
+            }
+        };
+        if digest == self.newest && !is_asked {
+            return None;
+        }
+        self.newest = digest;
+        if digest == self.in_force {
+            return Some(Loaded::Again);
+        }
+        Some(match text.and_then(|text| self.understand(&text)) {
+            Ok(loaded) => {
+                self.in_force = digest;
+                loaded
+            }
+            Err(problems) => Loaded::Refused { problems, is_asked },
+        })
+    }
+
+    fn understand(&mut self, text: &Text) -> Result<Loaded, Problems> {
+        let said = digest(&text.settings);
+        let settings = if said == self.settings_said {
+            None
+        } else {
+            let path = self.path.to_string_lossy();
+            Some(Box::new(Settings::parse(&path, &text.settings)?))
+        };
+        let rules = parse_texts(&text.rules, &mut self.settings.vocabulary())?;
+        self.settings_said = said;
+        Ok(Loaded::Changed { rules, settings })
+    }
+
+    /// Reads all, and what of it cannot be read is part of what is hashed.
+    fn read(&mut self, now: SystemTime) -> (Digest, Result<Text, Problems>) {
+        let mut hasher = DefaultHasher::new();
+        let mut problems = Problems::default();
+        let settings = read(&self.path).unwrap_or_else(|problem| {
+            problems.extend(problem.into());
+            String::new()
+        });
+        settings.hash(&mut hasher);
+        let rules = match survey_of(&self.settings.rules) {
+            Ok(survey) => {
+                let (rules, more) = read_all(&survey.files, now);
+                problems.extend(more);
+                self.remember(rules)
+            }
+            Err(problem) => {
+                problems.extend(problem.into());
+                Vec::new()
+            }
+        };
+        for file in &rules {
+            (&file.path, &file.text).hash(&mut hasher);
+        }
+        for problem in problems.iter() {
+            problem.to_string().hash(&mut hasher);
+        }
+        (hasher.finish(), problems.or(Text { settings, rules }))
+    }
+
+    /// Notes since when each file is as it is: a change of one does not renew the `ttl`s of the others.
+    fn remember(&mut self, mut rules: Vec<FileText>) -> Vec<FileText> {
+        let mut since = HashMap::with_capacity(rules.len());
+        for file in &mut rules {
+            let digest = digest(&file.text);
+            if let Some((before, at)) = self.since.get(&file.path)
+                && *before == digest
+            {
+                file.since = *at;
+            }
+            since.insert(file.path.clone(), (digest, file.since));
+        }
+        self.since = since;
+        rules
+    }
+
+    /// Looks at the files from outside, and names what is worth being watched.
+    pub(super) fn look(&self) -> (Look, Places) {
+        let mut hasher = DefaultHasher::new();
+        let mut places = Places::default();
+        stamp(&self.path, &mut hasher);
+        note_way_to(&self.path, &mut places);
+        let RulesFolder { path, .. } = &self.settings.rules;
+        note_way_to(path, &mut places);
+        stamp(path, &mut hasher);
+        match survey_of(&self.settings.rules) {
+            Ok(survey) => {
+                for file in &survey.files {
+                    stamp(file, &mut hasher);
+                    // A link may lead to a folder where nobody would look.
+                    if file.is_symlink() {
+                        note_way_to(file, &mut places);
+                    }
+                }
+                let folders = survey.folders.into_iter();
+                places
+                    .folders
+                    .extend(folders.map(|folder| absolute(&folder)));
+            }
+            Err(problem) => {
+                problem.to_string().hash(&mut hasher);
+                places.folders.insert(absolute(path));
+            }
+        }
+        (Look(hasher.finish()), places)
+    }
+}
+
+fn digest(text: &str) -> Digest {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Hashes what changes with a file, and follows links.
+fn stamp(path: &Path, hasher: &mut DefaultHasher) {
+    path.hash(hasher);
+    match fs::metadata(path) {
+        Ok(file) if file.is_dir() => (file.dev(), file.ino()).hash(hasher),
+        Ok(file) => {
+            (file.dev(), file.ino(), file.size()).hash(hasher);
+            (file.mtime(), file.mtime_nsec()).hash(hasher);
+            (file.ctime(), file.ctime_nsec()).hash(hasher);
+        }
+        Err(error) => error.to_string().hash(hasher),
+    }
+}
+
+/// Notes the folder in which a path stands, and those in which a link on the way to it stands: each of
+/// them may come to lead elsewhere.
+fn note_way_to(path: &Path, places: &mut Places) {
+    let path = absolute(path);
+    let mut note = |path: &Path| {
+        if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
+            places.folders.insert(folder.to_owned());
+            places.names.insert(name.to_owned());
+        }
+    };
+    note(&path);
+    for above in path.ancestors() {
+        if above.is_symlink() {
+            note(above);
+        }
+    }
+    // Where the links end.
+    if let Ok(real) = fs::canonicalize(&path) {
+        note(&real);
+    }
+}
+
+/// Returns the path from the root on, where it can be told.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_unknown| path.to_owned())
+}
