@@ -2,7 +2,7 @@
 //! network mount, no inotify at all) is found by looking, which is [`super::files`]' business.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
