@@ -3,6 +3,8 @@
 mod blame;
 mod demo;
 mod explain;
+mod plain;
+mod progress;
 mod run;
 mod simulate;
 
