@@ -5,6 +5,7 @@ mod demo;
 mod explain;
 mod plain;
 mod progress;
+mod replay;
 mod run;
 mod simulate;
 
@@ -47,6 +48,8 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Finds the sources that explain what changed in tables of observed and expected counts.
     Blame(blame::Blame),
+    /// Shows what a policy would have done to recorded access logs. Sends and changes nothing.
+    Replay(replay::Replay),
     /// Shows which attributes, rules and limits a request would meet. Spends nothing.
     Explain(explain::Explain),
 }
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Simulate(simulate) => simulate.run(),
         Command::Blame(blame) => blame.run(),
+        Command::Replay(replay) => replay.run(),
         Command::Explain(explain) => explain.run(),
     }
 }
