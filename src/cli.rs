@@ -5,6 +5,9 @@ mod client;
 mod demo;
 mod explain;
 mod incidents;
+mod plain;
+mod progress;
+mod replay;
 mod rules;
 mod run;
 mod simulate;
@@ -48,6 +51,8 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Finds the sources that explain what changed in tables of observed and expected counts.
     Blame(blame::Blame),
+    /// Shows what a policy would have done to recorded access logs. Sends and changes nothing.
+    Replay(replay::Replay),
     /// Shows which attributes, rules and limits a request would meet, or what refused one. Spends nothing.
     Explain(explain::Explain),
     /// Shows and changes the rules in force of a proxy that runs.
@@ -69,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Simulate(simulate) => simulate.run(),
         Command::Blame(blame) => blame.run(),
+        Command::Replay(replay) => replay.run(),
         Command::Explain(explain) => explain.run(),
         Command::Rules(rules) => rules.run(),
         Command::Incidents(incidents) => incidents.run(),

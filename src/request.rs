@@ -48,13 +48,38 @@ pub fn explain(
     identify: &identify::Identify,
     policy: &Policy,
     address: IpAddr,
-    (method, uri, headers): (&Method, &Uri, &HeaderMap),
+    request: (&Method, &Uri, &HeaderMap),
     now: Instant,
 ) -> Result<Explanation, (u16, &'static str)> {
+    let explain = |facts: &mut RequestFacts<'_>| policy.explain(facts, now);
+    with_facts(
+        identify,
+        policy,
+        address,
+        Version::HTTP_11,
+        request,
+        explain,
+    )
+}
+
+/// Finds out what a request says of itself and which service it is for, and asks for an answer to
+/// that. Only under HTTP/1.0 may it have no host.
+///
+/// # Errors
+///
+/// As for [`explain`].
+pub(crate) fn with_facts<T>(
+    identify: &identify::Identify,
+    policy: &Policy,
+    address: IpAddr,
+    version: Version,
+    (method, uri, headers): (&Method, &Uri, &HeaderMap),
+    ask: impl FnOnce(&mut RequestFacts<'_>) -> T,
+) -> Result<T, (u16, &'static str)> {
     let refused = |invalid: target::Invalid| (invalid.status, invalid.detail);
     let fields = headers::Fields::of(headers);
-    target::check_framing(headers, fields, Version::HTTP_11, || false).map_err(refused)?;
-    let target = target::Target::read(method, uri, Version::HTTP_11, headers).map_err(refused)?;
+    target::check_framing(headers, fields, version, || false).map_err(refused)?;
+    let target = target::Target::read(method, uri, version, headers).map_err(refused)?;
     let (host, path) = (&*target.host, &*target.path);
     let readable = identify::Readable {
         headers,
@@ -65,15 +90,16 @@ pub fn explain(
     };
     let mut facts = identify.begin(address);
     identify.read(&mut facts, readable).map_err(refused)?;
-    let route = policy
-        .route(host, path)
-        .ok_or((404, "no service answers for this host and path"))?;
+    let route = policy.route(host, path).ok_or(NO_SERVICE)?;
     set_route(&mut facts, &route);
-    Ok(policy.explain(&facts, now))
+    Ok(ask(&mut facts))
 }
 
+/// With what a request is answered that no service is for.
+pub(crate) const NO_SERVICE: (u16, &str) = (404, "no service answers for this host and path");
+
 /// Adds what the service's match says to the facts.
-fn set_route<'a>(facts: &mut RequestFacts<'a>, route: &Route<'a>) {
+pub(crate) fn set_route<'a>(facts: &mut RequestFacts<'a>, route: &Route<'a>) {
     facts.set(AttributeId::SERVICE, route.service.into());
     if let Some(path) = route.path {
         facts.set(AttributeId::ROUTE, path.into());

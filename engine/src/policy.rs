@@ -15,6 +15,7 @@ mod networks;
 mod preview;
 mod route;
 mod sparing;
+mod told;
 mod trial;
 mod version;
 
@@ -25,6 +26,7 @@ use std::time::SystemTime;
 pub use self::explain::{AttributeShown, Explanation, Step};
 pub use self::preview::{Met, NORMAL_SHARE_MAX, Preview};
 pub use self::route::Route;
+pub use self::told::Told;
 pub use self::version::read_version;
 
 use self::condition::Clauses;
@@ -117,19 +119,7 @@ struct LimitCounters {
 impl Policy {
     /// Decides: spends what the request costs, counts what matched, and answers.
     pub fn decide(&self, facts: &RequestFacts<'_>, now: Instant) -> Verdict {
-        match judge(self, facts, now, Counting) {
-            Judgement::Allowed(rule) => Verdict::Allow {
-                rule: rule.rule.name.clone(),
-            },
-            Judgement::Refused(cause, wait) => cause.refuse(wait),
-            Judgement::Admitted(charges) => match charges.spend(now) {
-                Ok(()) => Verdict::Forward,
-                Err((cause, RetryAfter(wait))) => {
-                    cause.count_refusal(true);
-                    cause.refuse(wait)
-                }
-            },
-        }
+        judge(self, facts, now, Counting).conclude(now)
     }
 
     /// Walks the rules in force, in the order in which they are asked.
@@ -267,6 +257,26 @@ impl LimitInForce {
             name: self.limit.name.clone(),
             quota: spec.burst(),
             window_s: u64::try_from(window_s).unwrap_or(u64::MAX).max(1),
+        }
+    }
+}
+
+impl Judgement<'_> {
+    /// Spends what an admitted request costs, and answers.
+    #[inline]
+    fn conclude(self, now: Instant) -> Verdict {
+        match self {
+            Self::Allowed(rule) => Verdict::Allow {
+                rule: rule.rule.name.clone(),
+            },
+            Self::Refused(cause, wait) => cause.refuse(wait),
+            Self::Admitted(charges) => match charges.spend(now) {
+                Ok(()) => Verdict::Forward,
+                Err((cause, RetryAfter(wait))) => {
+                    cause.count_refusal(true);
+                    cause.refuse(wait)
+                }
+            },
         }
     }
 }

@@ -3,7 +3,6 @@
 //! Reads ([`read`]), asks the engine, and shows ([`show`]). A table that cannot be read is told and
 //! left out; the others are answered all the same.
 
-mod progress;
 mod read;
 mod show;
 
@@ -14,10 +13,9 @@ use std::time::Instant;
 use clap::Args;
 use tidegate_engine::diagnose::diagnose;
 
+use super::progress::Progress;
 use super::{complain, say};
 use crate::check::EXIT_CONFIG;
-
-use progress::Progress;
 
 #[derive(Debug, Args)]
 pub(super) struct Blame {
@@ -32,10 +30,10 @@ pub(super) struct Blame {
 
 impl Blame {
     pub(super) fn run(&self) -> ExitCode {
-        let mut progress = Progress::new(self.tables.len());
+        let mut progress = Progress::new("table", self.tables.len());
         let mut wrong = 0;
         for (at, path) in self.tables.iter().enumerate() {
-            progress.table(at, path);
+            progress.begin(at, path);
             let begun = Instant::now();
             let table = match read::table(path, &mut progress) {
                 Ok(table) => table,

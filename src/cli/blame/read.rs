@@ -9,7 +9,7 @@ use tidegate_engine::diagnose::{COUNT_MAX, Table, TableBuilder, TableError};
 use tidegate_engine::problem::{Place, Problem};
 use tidegate_engine::reader::shortened;
 
-use super::progress::Progress;
+use crate::cli::progress::Progress;
 
 /// The columns of numbers.
 const OBSERVED: &str = "real";

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tidegate_engine::diagnose::{Diagnosis, Literals, Table};
 
+use crate::cli::plain::Plain;
+
 /// The answer for one table.
 pub(super) struct Answer<'a> {
     pub(super) path: &'a Path,
@@ -112,21 +114,6 @@ impl fmt::Display for Named<'_> {
         for (at, (attribute, value)) in self.0.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             write!(f, "{comma}{}={}", Plain(attribute), Plain(value))?;
-        }
-        Ok(())
-    }
-}
-
-struct Plain<'a>(&'a str);
-
-impl fmt::Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for letter in self.0.chars() {
-            if letter.is_control() {
-                write!(f, "{}", letter.escape_default())?;
-            } else {
-                write!(f, "{letter}")?;
-            }
         }
         Ok(())
     }

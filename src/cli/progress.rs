@@ -12,8 +12,10 @@ const INTERVAL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) struct Progress {
     shown: bool,
-    tables: usize,
-    table: usize,
+    /// What one of the files is called.
+    kind: &'static str,
+    files: usize,
+    file: usize,
     name: String,
     bytes: u64,
     last: Instant,
@@ -21,11 +23,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(tables: usize) -> Self {
+    pub(super) fn new(kind: &'static str, files: usize) -> Self {
         Self {
             shown: std::io::stderr().is_terminal(),
-            tables,
-            table: 0,
+            kind,
+            files,
+            file: 0,
             name: String::new(),
             bytes: 0,
             last: Instant::now(),
@@ -33,22 +36,30 @@ impl Progress {
         }
     }
 
-    pub(super) fn table(&mut self, at: usize, path: &Path) {
-        self.table = at + 1;
+    /// Begins with a file, of which nothing was read.
+    pub(super) fn begin(&mut self, at: usize, path: &Path) {
+        self.file = at + 1;
+        self.bytes = 0;
         path.display().to_string().clone_into(&mut self.name);
         if self.is_due() {
             self.write("");
         }
     }
 
+    /// Says how long the file is; without it, no share is shown.
     pub(super) fn reading(&mut self, bytes: u64) {
         self.bytes = bytes;
     }
 
     pub(super) fn read(&mut self, bytes: u64) {
-        if self.is_due() && self.bytes > 0 {
+        if !self.is_due() {
+            return;
+        }
+        if self.bytes > 0 {
             let percent = (100.0 * bytes as f64 / self.bytes as f64).min(100.0);
             self.write(&format!(": read {percent:.0} %"));
+        } else {
+            self.write(&format!(": read {} MiB", bytes >> 20));
         }
     }
 
@@ -72,9 +83,9 @@ impl Progress {
     fn write(&mut self, text: &str) {
         self.last = Instant::now();
         self.dirty = true;
-        let (table, tables, name) = (self.table, self.tables, &self.name);
+        let (kind, file, files, name) = (self.kind, self.file, self.files, &self.name);
         let mut out = std::io::stderr().lock();
-        let written = write!(out, "\r\x1b[2Ktable {table} of {tables}: {name}{text}");
+        let written = write!(out, "\r\x1b[2K{kind} {file} of {files}: {name}{text}");
         drop(written.and_then(|()| out.flush()));
     }
 }
