@@ -237,7 +237,8 @@ fn storm(lasts: Duration, rules: usize) {
         let mut text = first;
         for number in 0..rules {
             let when = format!("when: {{ app: a{number} }}, action: block");
-            text += &format!("  - {{ name: n{number}, {when}, percent: {round} }}\n");
+            let rule = format!("  - {{ name: n{number}, {when}, percent: {round} }}\n");
+            text.push_str(&rule);
         }
         text
     };
@@ -253,7 +254,7 @@ fn storm(lasts: Duration, rules: usize) {
         let text = texts.get(round % texts.len()).expect("ten of them");
         proxy.folder.write("rules/new", text);
         let path = proxy.folder.path().join("rules");
-        fs::rename(path.join("new"), path.join("rules.yaml")).unwrap();
+        fs::rename(path.join("new"), path.join("rules.yaml")).expect("a folder of ours");
         assert_eq!(proxy.ask(GET).status(), 401, "round {round}");
         let ok = proxy.ask(GET.replace("acme", "other"));
         assert_eq!(ok.status(), 200, "round {round}");
@@ -273,12 +274,10 @@ fn storm(lasts: Duration, rules: usize) {
     }
 }
 
-/// Returns the resident memory of this process in KiB.
+/// Returns the resident memory of this process in KiB; 0 where the system does not say.
 fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1));
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
