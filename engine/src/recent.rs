@@ -5,7 +5,7 @@
 //! times a second and keeps what is here. Nothing is judged here: see [`crate::policy`].
 //!
 //! Memory, bounded: [`REQUESTS_MAX`] × at most 1.1 KiB = 8.8 MiB (2 MiB with values of usual length), and
-//! [`REFUSALS_MAX`] × 64 B = 0.5 MiB a worker.
+//! 2 × [`REFUSALS_MAX`] × 64 B = 1 MiB a worker.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -32,11 +32,13 @@ const SAMPLED_A_TICK: usize = 32;
 /// The most bytes of values kept of one request. What comes last is left out: the user agent.
 const VALUES_BYTES_MAX: usize = 1024;
 
-/// The most refusals that a worker remembers.
+/// The most refusals that a worker remembers: so many of the latest, and as many that are spread over
+/// rules and time.
 pub const REFUSALS_MAX: usize = 8192;
 
-/// The most refusals of one rule or limit that a worker remembers of one tick, so that a flood does not
-/// push out the one that somebody asks about; and the most rules and limits that are told apart in it.
+/// The most refusals of one rule or limit in one tick that are kept for longer than the latest, so that a
+/// flood does not push out the one that somebody asks about; and the most rules and limits that are told
+/// apart in it.
 const REFUSALS_OF_ONE_MAX: u32 = 16;
 const CAUSES_MAX: usize = 64;
 
@@ -120,7 +122,9 @@ struct Worker {
     sample: Vec<Sampled>,
     sample_max: usize,
     random: Random,
-    refusals: VecDeque<(u64, Refusal)>,
+    latest: VecDeque<(u64, Refusal)>,
+    /// A few of each rule and limit and tick.
+    spread: VecDeque<(u64, Refusal)>,
     /// Refusals of this tick by their cause.
     causes: Vec<(Name, u32)>,
 }
@@ -154,6 +158,14 @@ impl Worker {
     }
 
     fn note_refusal(&mut self, id: u64, verdict: &Verdict, by: &Name, at: Instant) {
+        let verdict = verdict.word();
+        let by_name = by.clone();
+        let refusal = Refusal {
+            at,
+            verdict,
+            by: by_name,
+        };
+        keep(&mut self.latest, id, refusal.clone());
         let is_full = self.causes.len() >= CAUSES_MAX;
         let known = self.causes.iter_mut().find(|(cause, _)| cause == by);
         match known {
@@ -162,13 +174,16 @@ impl Worker {
             None if is_full => return,
             None => self.causes.push((by.clone(), 1)),
         }
-        if self.refusals.len() >= REFUSALS_MAX {
-            self.refusals.pop_front();
-        }
-        let verdict = verdict.word();
-        let by = by.clone();
-        self.refusals.push_back((id, Refusal { at, verdict, by }));
+        keep(&mut self.spread, id, refusal);
     }
+}
+
+/// Remembers a refusal; the oldest goes first.
+fn keep(ring: &mut VecDeque<(u64, Refusal)>, id: u64, refusal: Refusal) {
+    if ring.len() >= REFUSALS_MAX {
+        ring.pop_front();
+    }
+    ring.push_back((id, refusal));
 }
 
 /// What the control side keeps of one tick: requests, and how many each of them stands for.
@@ -204,7 +219,8 @@ impl Recent {
                 sample: Vec::new(),
                 sample_max: (SAMPLED_A_TICK / workers).max(1),
                 random: Random::from_seed(seed ^ (at as u64).wrapping_mul(0x9E37_79B9)),
-                refusals: VecDeque::new(),
+                latest: VecDeque::new(),
+                spread: VecDeque::new(),
                 causes: Vec::new(),
             }))
         };
@@ -277,7 +293,8 @@ impl Recent {
         let id = self.ids.hash_one(request_id);
         self.workers.iter().find_map(|worker| {
             let worker = worker.lock();
-            let found = worker.refusals.iter().rev().find(|(of, _)| *of == id);
+            let mut all = worker.latest.iter().rev().chain(worker.spread.iter().rev());
+            let found = all.find(|(of, _)| *of == id);
             found.map(|(_, refusal)| refusal.clone())
         })
     }
@@ -387,7 +404,8 @@ mod tests {
         }
         assert!(rows <= REQUESTS_MAX && rows > REQUESTS_MAX - SAMPLED_A_TICK);
         assert!(values <= REQUESTS_MAX * VALUES_BYTES_MAX);
-        assert!(recent.workers[0].lock().refusals.len() <= REFUSALS_MAX);
+        let worker = recent.workers[0].lock();
+        assert!(worker.latest.len() <= REFUSALS_MAX && worker.spread.len() <= REFUSALS_MAX);
     }
 
     #[test]
@@ -410,6 +428,11 @@ mod tests {
         }
         let found = recent.refusal(b"asked-for").unwrap();
         assert_eq!((found.by.as_str(), found.verdict), ("mistake", "block"));
+        let last = 99_999_u32.to_le_bytes();
+        assert_eq!(
+            recent.refusal(&last).map(|last| last.by),
+            Some(Name::new("flood"))
+        );
         assert_eq!(recent.refusal(b"never seen"), None);
         recorder.note(&facts, &Verdict::Forward, b"passed", Instant::ZERO);
         assert_eq!(recent.refusal(b"passed"), None);

@@ -9,6 +9,7 @@ mod forwarding;
 mod framing;
 mod harness;
 mod identity;
+mod keeping;
 mod refusals;
 mod reload_and_drain;
 mod timeouts;

@@ -39,10 +39,32 @@ impl Process {
             admin: SocketAddr::from(([0; 4], 0)),
             folder,
         };
-        process.wait_for_log("admin API and metrics");
-        process.address = process.logged_address("serving");
-        process.admin = process.logged_address("admin API and metrics");
+        process.serves();
         process
+    }
+
+    /// Starts the program again, in the same folder, once it has ended.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        self.ended();
+        (self.child, self.log) = spawn(&self.folder.path().join("tidegate.yaml"));
+        self.serves();
+    }
+
+    #[track_caller]
+    fn serves(&mut self) {
+        self.wait_for_log("admin API and metrics");
+        self.address = self.logged_address("serving");
+        self.admin = self.logged_address("admin API and metrics");
+    }
+
+    /// Ends the process after so long, without a warning.
+    pub(crate) fn kill_after(&self, delay: std::time::Duration) -> std::thread::JoinHandle<()> {
+        let process = self.child.id().to_string();
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            drop(Command::new("kill").args(["-KILL", &process]).status());
+        })
     }
 
     pub(crate) fn log(&self) -> String {
