@@ -31,7 +31,7 @@ fn try_send(admin: SocketAddr, method: &str, path: &str, body: &str) -> Option<(
     Some((status, serde_json::from_str(body).ok()?))
 }
 
-/// SplitMix64, for moments that are not the same each time.
+/// `SplitMix64`, for moments that are not the same each time.
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -54,30 +54,24 @@ fn killed(times: u32) {
         while open.is_none() {
             let present = known.iter().filter(|(_, is_there)| **is_there);
             let oldest = present.map(|(name, _)| name.clone()).next();
-            match oldest.filter(|_| random(&mut dice) % 3 == 0) {
-                Some(name) => {
-                    let path = format!("/api/v1/rules/{name}");
-                    match try_send(process.admin, "DELETE", &path, "") {
-                        Some((200, answer)) if answer["persisted"] == true => {
-                            known.insert(name, false);
-                            kept += 1;
-                        }
-                        _ => open = Some(name),
-                    }
-                }
-                None => {
-                    next += 1;
-                    let name = format!("r{next:06}");
-                    let rule = json!({ "name": name, "when": { "app": name }, "action": "log" });
-                    let body = rule.to_string();
-                    match try_send(process.admin, "POST", "/api/v1/rules", &body) {
-                        Some((201, answer)) if answer["persisted"] == true => {
-                            known.insert(name, true);
-                            kept += 1;
-                        }
-                        _ => open = Some(name),
-                    }
-                }
+            let goes = oldest.filter(|_| random(&mut dice).is_multiple_of(3));
+            let is_there = goes.is_none();
+            let name = goes.unwrap_or_else(|| {
+                next += 1;
+                format!("r{next:06}")
+            });
+            let answer = if is_there {
+                let rule = json!({ "name": name, "when": { "app": name }, "action": "log" });
+                try_send(process.admin, "POST", "/api/v1/rules", &rule.to_string())
+            } else {
+                try_send(process.admin, "DELETE", &format!("/api/v1/rules/{name}"), "")
+            };
+            let persisted = answer.and_then(|(_, body)| body.get("persisted")?.as_bool());
+            if persisted == Some(true) {
+                known.insert(name, is_there);
+                kept += 1;
+            } else {
+                open = Some(name);
             }
         }
         killer.join().expect("it only waits");
@@ -89,7 +83,7 @@ fn killed(times: u32) {
             .as_array()
             .into_iter()
             .flatten()
-            .filter_map(|rule| rule["name"].as_str())
+            .filter_map(|rule| rule.get("name")?.as_str())
             .collect();
         for (name, is_there) in &known {
             if open.as_ref() != Some(name) {
