@@ -38,6 +38,9 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(100);
 /// Connections that the kernel holds for one listener until they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// How long a start waits for the port of a process that has been killed.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Everything that a worker is made of. `Send`; the worker's own parts are made on its thread.
 #[derive(Debug)]
 pub struct WorkerParts {
@@ -88,12 +91,28 @@ pub fn listen(address: SocketAddr, is_first: bool) -> io::Result<StdListener> {
     if is_first && address.port() != 0 {
         // With SO_REUSEPORT alone, a second Tidegate would share the port without a word and take
         // half of the connections. Without it, the kernel says that the port is taken.
-        drop(bind(address, false)?);
+        drop(bind_patiently(address)?);
     }
     let socket = bind(address, true)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+/// Binds alone. A process that was killed a moment ago may still be on its way out.
+fn bind_patiently(address: SocketAddr) -> io::Result<Socket> {
+    let deadline = std::time::Instant::now() + PREDECESSOR_TIMEOUT;
+    loop {
+        match bind(address, false) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && std::time::Instant::now() < deadline =>
+            {
+                std::thread::sleep(PREDECESSOR_TIMEOUT / 20);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn bind(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {

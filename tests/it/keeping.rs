@@ -64,7 +64,12 @@ fn killed(times: u32) {
                 let rule = json!({ "name": name, "when": { "app": name }, "action": "log" });
                 try_send(process.admin, "POST", "/api/v1/rules", &rule.to_string())
             } else {
-                try_send(process.admin, "DELETE", &format!("/api/v1/rules/{name}"), "")
+                try_send(
+                    process.admin,
+                    "DELETE",
+                    &format!("/api/v1/rules/{name}"),
+                    "",
+                )
             };
             let persisted = answer.and_then(|(_, body)| body.get("persisted")?.as_bool());
             if persisted == Some(true) {

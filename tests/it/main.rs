@@ -12,6 +12,7 @@ mod identity;
 mod keeping;
 mod refusals;
 mod reload_and_drain;
+mod replay;
 mod timeouts;
 mod upstream_faults;
 mod watching;
