@@ -147,14 +147,12 @@ impl Control {
         let began = self.parts.clock.now();
         self.parts.recent.gather(began);
         let suffering = self.stress.tick(&self.parts.vitals.read());
-        let names = self
-            .parts
-            .settings
-            .services
-            .iter()
-            .map(|service| &service.spec.name);
-        let suffering = names.zip(suffering).filter(|(_, suffers)| *suffers);
+        let services = self.parts.settings.services.iter();
+        let names = services.map(|service| &service.spec.name);
+        let suffering = names.clone().zip(suffering).filter(|(_, suffers)| *suffers);
         let stress = Stress::on(suffering.map(|(name, _)| Arc::clone(name)).collect());
+        let signs = names.map(Arc::clone).zip(self.stress.signs());
+        let stress = stress.with_signs(signs.collect());
         let tick = self
             .parts
             .detector

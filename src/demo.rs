@@ -341,6 +341,7 @@ impl Story<'_> {
             }
             Happening::Surge
             | Happening::Suggested
+            | Happening::Ramped
             | Happening::Approved
             | Happening::Shadowed
             | Happening::Revoked

@@ -12,6 +12,7 @@
 //! 6. `respond` makes a rule where `room` has a place for it, and operators have a word in it (`operate`);
 //! 7. and `learn` takes in what was calm, but for what `growth` holds back.
 //!
+//! `effect` tells what a rule has done, step by step. `operate` is what operators say of rules.
 //! `snapshot` keeps what was learnt across a restart, `carried` the rules and incidents.
 //!
 //! Memory, bounded: 3.75 MiB of reference, 2.5 MiB of shares, 0.9 MiB of growth, 4.0 MiB of usual clients,
@@ -24,6 +25,7 @@
 mod act;
 mod blame;
 mod carried;
+mod effect;
 mod gate;
 mod growth;
 mod incident;
@@ -55,6 +57,7 @@ use crate::time::Instant;
 use crate::traffic::{Columns, Familiar, LeafKey, Names, Traffic};
 
 pub use carried::Carried;
+pub use effect::{Effect, Seen, UpstreamSigns};
 pub use incident::{Event, Evidence, Happening, Incident, IncidentId, Moment, RejectedCandidate};
 pub use nature::Nature;
 pub use snapshot::{BYTES_MAX as SNAPSHOT_BYTES_MAX, RestoreError};
@@ -158,9 +161,10 @@ impl DetectionSpec {
 }
 
 /// Which services' upstreams suffer: errors, latency or requests in flight well above normal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stress {
     services: Vec<Arc<str>>,
+    signs: Vec<(Arc<str>, UpstreamSigns)>,
 }
 
 impl Stress {
@@ -171,7 +175,16 @@ impl Stress {
 
     /// These services suffer.
     pub fn on(services: Vec<Arc<str>>) -> Self {
-        Self { services }
+        Self {
+            services,
+            signs: Vec::new(),
+        }
+    }
+
+    /// And so the upstream of each service did in the last second; for the incidents alone.
+    #[must_use]
+    pub fn with_signs(self, signs: Vec<(Arc<str>, UpstreamSigns)>) -> Self {
+        Self { signs, ..self }
     }
 
     /// Returns whether a source's traffic goes to a service that suffers.
@@ -303,8 +316,10 @@ impl Detector {
         if rules_changed {
             self.clock.renewed = now;
         }
+        let mut events = self.incidents.take_events();
+        self.measure_effects(&mut events, stress, now);
         Tick {
-            events: self.incidents.take_events(),
+            events,
             rules_changed,
         }
     }
@@ -313,7 +328,7 @@ impl Detector {
     pub fn rules(&self, wall: SystemTime, now: Instant) -> Vec<Rule> {
         self.measures
             .iter()
-            .filter_map(|measure| measure.rule(&self.schema, &self.spec, &self.familiar, wall, now))
+            .flat_map(|measure| measure.rules(&self.schema, &self.spec, &self.familiar, wall, now))
             .collect()
     }
 

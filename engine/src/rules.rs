@@ -234,5 +234,9 @@ pub struct RuleTest {
 /// What the names of detected rules begin with, and no others.
 pub const DETECTED_PREFIX: &str = "detected-";
 
+/// What the names of those end with that are on the way to become blocks, beside the throttle of the same
+/// source.
+pub const RAMP_SUFFIX: &str = "-ramp";
+
 /// How long detected rules live at first.
 pub const DETECTED_TTL: Duration = Duration::from_mins(1);

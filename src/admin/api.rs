@@ -229,6 +229,9 @@ fn incidents(control: &Control) -> Value {
                 if let (Some(why), Some(shown)) = (&moment.why, shown.as_object_mut()) {
                     shown.insert("why".into(), json!(why));
                 }
+                if let (Some(effect), Some(shown)) = (&moment.effect, shown.as_object_mut()) {
+                    shown.insert("effect".into(), json!(effect));
+                }
                 shown
             })
             .collect();

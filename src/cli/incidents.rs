@@ -1,5 +1,10 @@
 //! `tidegate incidents`: what happened, what was done about it, and why, over the admin API.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "of JSON: what is not there is null, and never a panic"
+)]
+
 use std::process::ExitCode;
 
 use clap::Args;
@@ -115,6 +120,33 @@ fn one(incident: &Value) -> String {
             word(&moment["what"]),
             why.unwrap_or_default()
         ));
+        if let Some(effect) = moment.get("effect") {
+            lines.push(format!("              {}", effect_text(effect)));
+        }
     }
     lines.join("\n")
+}
+
+/// Says in one line what was seen in the second before a step.
+fn effect_text(effect: &Value) -> String {
+    let seen = |who: &str| {
+        let number = |key: &str| effect[who][key].as_f64().unwrap_or_default();
+        format!(
+            "{who} {:.0}/s, {:.1} % refused",
+            number("requests_per_second"),
+            100.0 * number("refused_share")
+        )
+    };
+    let upstream = effect["upstream"].as_object().map(|_| {
+        let number = |key: &str| effect["upstream"][key].as_f64().unwrap_or_default();
+        format!(
+            "; upstream {:.0}/s in {:.0} ms, {:.1} in flight, {:.1} % failed",
+            number("answered_per_second"),
+            1000.0 * number("latency_s"),
+            number("in_flight"),
+            100.0 * number("failed_share")
+        )
+    });
+    let upstream = upstream.unwrap_or_default();
+    format!("{}; {}{upstream}", seen("others"), seen("source"))
 }

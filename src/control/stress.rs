@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+use tidegate_engine::detect::UpstreamSigns;
+
+use super::TICK;
 use crate::vitals::VitalSigns;
 
 /// Ticks in the window that is judged: 10 × 100 ms = 1 s.
@@ -46,9 +49,31 @@ impl StressWatch {
             .map(|(watch, signs)| watch.tick(*signs))
             .collect()
     }
+
+    /// Returns, per service, how its upstream did in the last second.
+    pub(super) fn signs(&self) -> impl Iterator<Item = UpstreamSigns> {
+        self.services.iter().map(ServiceWatch::signs)
+    }
 }
 
 impl ServiceWatch {
+    /// Returns what the window says of the upstream.
+    fn signs(&self) -> UpstreamSigns {
+        let (Some(before), Some(now)) = (self.window.front(), self.window.back()) else {
+            return UpstreamSigns::default();
+        };
+        let seconds = TICK.as_secs_f64() * (self.window.len().max(2) - 1) as f64;
+        let finished = (now.finished - before.finished) as f64;
+        let waited_s = (now.duration_us - before.duration_us) as f64 / 1e6;
+        let of = |part: f64| if finished > 0.0 { part / finished } else { 0.0 };
+        UpstreamSigns {
+            answered_per_second: finished / seconds,
+            in_flight: waited_s / seconds,
+            latency_s: of(waited_s),
+            failed_share: of((now.failed - before.failed) as f64),
+        }
+    }
+
     fn tick(&mut self, signs: VitalSigns) -> bool {
         self.window.push_back(signs);
         if self.window.len() > WINDOW_TICKS + 1 {

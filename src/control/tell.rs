@@ -46,6 +46,7 @@ pub(super) fn log(event: &Event) {
         ),
         Happening::Approved => tell!(info, "an operator has the rule act"),
         Happening::Shadowed => tell!(info, "an operator has the rule only count"),
+        Happening::Ramped => tell!(info, "a block comes, step by step"),
         Happening::Blocked => tell!(warn, "the source is blocked"),
         Happening::Probing => tell!(
             info,

@@ -162,6 +162,7 @@ impl Screen {
         let (colour, what) = match event.what {
             Happening::Surge => (Colour::Bad, "SURGE"),
             Happening::Throttled => (Colour::Notable, "THROTTLED"),
+            Happening::Ramped => (Colour::Notable, "RAMP"),
             Happening::Blocked => (Colour::Good, "BLOCKED"),
             Happening::Probing => (Colour::Notable, "PROBING"),
             Happening::Released => (Colour::Good, "RELEASED"),
@@ -213,6 +214,10 @@ fn words(event: &Event) -> String {
             evidence.requests_per_instance,
             100.0 * evidence.coverage,
             100.0 * evidence.collateral,
+        ),
+        Happening::Ramped => format!(
+            "the block comes over the throttle: {}",
+            event.why.as_deref().unwrap_or_default()
         ),
         Happening::Blocked => format!("certain now: {source} gets nothing"),
         Happening::Probing => {

@@ -11,7 +11,7 @@ use super::pattern::Pattern;
 use super::{DetectionMode, DetectionSpec};
 use crate::attribute::{AttributeKind, Schema};
 use crate::rules::{
-    Action, Condition, DETECTED_PREFIX, DETECTED_TTL, Mode, Origin, Rule, Sparing,
+    Action, Condition, DETECTED_PREFIX, DETECTED_TTL, Mode, Origin, RAMP_SUFFIX, Rule, Sparing,
     VersionCondition, When,
 };
 use crate::source::Source;
@@ -57,9 +57,26 @@ const PROBE_OPEN: u32 = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Throttle,
+    /// The block comes over the throttle, step by step.
+    Ramp {
+        since: Instant,
+    },
     Block,
-    Probe { since: Instant },
+    Probe {
+        since: Instant,
+    },
 }
+
+/// The steps by which a block comes, and from when on: the share of instances that it acts on; at 0 it
+/// only counts. All others stay under the throttle meanwhile.
+const RAMP: [(Duration, u8); 3] = [
+    (Duration::ZERO, 0),
+    (Duration::from_millis(200), 10),
+    (Duration::from_millis(400), 50),
+];
+
+/// When it acts on all.
+const RAMP_FOR: Duration = Duration::from_millis(600);
 
 /// When a new rule is surely in force.
 const IN_FORCE_AFTER: Duration = Duration::from_secs(1);
@@ -67,6 +84,8 @@ const IN_FORCE_AFTER: Duration = Duration::from_secs(1);
 /// What became of a rule in a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
+    /// The block acts on this share of the instances.
+    Ramped(u8),
     Blocked,
     Eased,
     Probing,
@@ -108,6 +127,8 @@ pub(super) struct Measure {
     pub(super) offered: f64,
     pub(super) ttl: Duration,
     pub(super) stage: Stage,
+    /// The share of instances that the block acted on when that was last told.
+    pub(super) ramped: u8,
     /// Whether it was blocked as a loop and turned out to be a crowd.
     pub(super) eased: bool,
     pub(super) pure_since: Option<Instant>,
@@ -238,17 +259,29 @@ impl Measure {
         };
         let is_calm = !needed && calm_for >= self.calm_needed(spec);
         match self.stage {
-            Stage::Block | Stage::Probe { .. } if !self.nature.is_misbehaviour() => {
+            Stage::Ramp { .. } | Stage::Block | Stage::Probe { .. }
+                if !self.nature.is_misbehaviour() =>
+            {
                 self.stage = Stage::Throttle;
                 self.eased = true;
                 self.observed = offered;
                 Some(Change::Eased)
             }
-            Stage::Throttle if is_calm => Some(Change::Released),
+            Stage::Throttle | Stage::Ramp { .. } if is_calm => Some(Change::Released),
             Stage::Throttle => self.may_block(offered, situation).then(|| {
-                self.stage = Stage::Block;
-                Change::Blocked
+                self.stage = Stage::Ramp { since: now };
+                self.ramped = 0;
+                Change::Ramped(0)
             }),
+            Stage::Ramp { since } if now.since(since) >= RAMP_FOR => {
+                self.stage = Stage::Block;
+                Some(Change::Blocked)
+            }
+            Stage::Ramp { since } => {
+                let step = ramp_percent(now.since(since));
+                let is_new = std::mem::replace(&mut self.ramped, step) != step;
+                is_new.then_some(Change::Ramped(step))
+            }
             Stage::Block => is_calm.then(|| {
                 self.stage = Stage::Probe { since: now };
                 Change::Probing
@@ -302,9 +335,38 @@ impl Measure {
         }
     }
 
-    /// Returns the rule in force, or `None` if the source has a value of an attribute that is not in
+    /// Returns the rules in force: one, or two while a block comes over the throttle; none if the source has a value of an attribute that is not in
     /// the schema.
-    pub(super) fn rule(
+    pub(super) fn rules(
+        &self,
+        schema: &Schema,
+        spec: &DetectionSpec,
+        familiar: &Arc<Familiar>,
+        wall: SystemTime,
+        now: Instant,
+    ) -> Vec<Rule> {
+        let Some(rule) = self.rule(schema, spec, familiar, wall, now) else {
+            return Vec::new();
+        };
+        let Stage::Ramp { since } = self.stage else {
+            return vec![rule];
+        };
+        let percent = ramp_percent(now.since(since));
+        let ramp = Rule {
+            name: Name::new(&format!("{}{RAMP_SUFFIX}", self.name)),
+            action: Action::Block { status: 403 },
+            mode: if percent == 0 {
+                Mode::Shadow
+            } else {
+                rule.mode
+            },
+            percent: percent.max(1),
+            ..rule.clone()
+        };
+        vec![ramp, rule]
+    }
+
+    fn rule(
         &self,
         schema: &Schema,
         spec: &DetectionSpec,
@@ -328,7 +390,7 @@ impl Measure {
             when.conditions.push((id, Condition::Present(false)));
         }
         let action = match self.stage {
-            Stage::Throttle => {
+            Stage::Throttle | Stage::Ramp { .. } => {
                 let rate = self.throttle_rate().ceil().clamp(1.0, f64::from(u32::MAX)) as u32;
                 Action::Throttle {
                     rate: Rate::new(rate, Duration::from_secs(1))?,
@@ -359,6 +421,15 @@ impl Measure {
             }),
         })
     }
+}
+
+/// Returns the share of instances that a block acts on which has been coming for so long.
+fn ramp_percent(age: Duration) -> u8 {
+    let steps = RAMP.iter().rev();
+    let step = steps
+        .map(|(from, percent)| (*from, *percent))
+        .find(|(from, _)| age >= *from);
+    step.map_or(0, |(_, percent)| percent)
 }
 
 /// Returns whether a rule may block under a mode, at once or when it is approved.

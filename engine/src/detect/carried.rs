@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::act::{Measure, Opinion, Stage};
+use super::effect::Effect;
 use super::incident::{Evidence, Happening, Incident, IncidentId, Moment};
 use super::nature::Nature;
 use super::pattern::{Literal, Pattern};
@@ -71,8 +72,16 @@ struct CarriedIncident {
     nature: Option<Nature>,
     has_rule: bool,
     evidence: Evidence,
-    timeline: Vec<(Happening, f64, Option<Arc<str>>)>,
+    timeline: Vec<CarriedMoment>,
     active: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct CarriedMoment {
+    what: Happening,
+    age_s: f64,
+    why: Option<Arc<str>>,
+    effect: Option<Effect>,
 }
 
 impl Detector {
@@ -93,7 +102,7 @@ impl Detector {
             shadow: measure.said.map(|mode| mode == Mode::Shadow),
             address: measure.address,
             shares: measure.shares,
-            blocks: measure.stage != Stage::Throttle,
+            blocks: matches!(measure.stage, Stage::Block | Stage::Probe { .. }),
             nature: measure.nature,
             eased: measure.eased,
             made_s: age(measure.made),
@@ -119,7 +128,12 @@ impl Detector {
             timeline: incident
                 .timeline
                 .iter()
-                .map(|moment| (moment.what, age(moment.at), moment.why.clone()))
+                .map(|moment| CarriedMoment {
+                    what: moment.what,
+                    age_s: age(moment.at),
+                    why: moment.why.clone(),
+                    effect: moment.effect,
+                })
                 .collect(),
             active: incident.active,
         };
@@ -162,10 +176,11 @@ impl Detector {
             let mut timeline: Vec<Moment> = incident
                 .timeline
                 .into_iter()
-                .map(|(what, age, why)| Moment {
-                    what,
-                    at: at(age),
-                    why,
+                .map(|moment| Moment {
+                    what: moment.what,
+                    at: at(moment.age_s),
+                    why: moment.why,
+                    effect: moment.effect,
                 })
                 .collect();
             if incident.active && !is_in_force {
@@ -173,6 +188,7 @@ impl Detector {
                     what: Happening::Ended,
                     at: now,
                     why: Some(Arc::from("the process was restarted")),
+                    effect: None,
                 });
             }
             self.incidents.take_over(Incident {
@@ -238,6 +254,7 @@ impl CarriedRule {
             } else {
                 Stage::Throttle
             },
+            ramped: 0,
             eased: self.eased,
             pure_since: None,
             calm_since: None,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::effect::Effect;
 use super::nature::Nature;
 use crate::source::Source;
 use crate::time::Instant;
@@ -60,6 +61,8 @@ pub enum Happening {
     Approved,
     /// An operator has the rule only count.
     Shadowed,
+    /// A block comes: it only counts, or acts on the share of the source's instances that is told.
+    Ramped,
     /// The source is blocked, but for its known and well-behaved instances.
     Blocked,
     /// Calm enough that a few blocked ones are let through to see what they do.
@@ -114,6 +117,9 @@ pub struct Moment {
     /// Why, where it does not go without saying.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<Arc<str>>,
+    /// What was seen in the second before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
 }
 
 /// One surge of one source, from the first alarm to the release.
@@ -157,6 +163,9 @@ pub struct Event {
     /// Why this happened, where it does not go without saying.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<Arc<str>>,
+    /// What was seen in the second before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
 }
 
 /// The most incidents and moments of each that are remembered: 128 × about 4 KiB, at worst (16 refused
@@ -228,6 +237,16 @@ impl Incidents {
         }
     }
 
+    /// Notes what was seen before what happened at that moment.
+    pub(super) fn note_effect(&mut self, id: IncidentId, at: Instant, effect: Effect) {
+        self.update(id, |incident| {
+            let moments = incident.timeline.iter_mut().rev();
+            for moment in moments.take_while(|moment| moment.at == at) {
+                moment.effect = Some(effect);
+            }
+        });
+    }
+
     /// Adds a moment to an incident, and tells it.
     pub(super) fn happen(&mut self, id: IncidentId, what: Happening, at: Instant) {
         self.happen_because(id, what, None, at);
@@ -249,6 +268,7 @@ impl Incidents {
                 what,
                 at,
                 why: why.clone(),
+                effect: None,
             });
         }
         if what.is_last() {
@@ -262,6 +282,7 @@ impl Incidents {
             rule: incident.rule.clone(),
             evidence: incident.evidence.clone(),
             why,
+            effect: None,
         });
     }
 }

@@ -62,6 +62,19 @@ impl Detector {
             let change = measure.step(offered, &situation);
             changed |= change.is_some() || percent != measure.percent(&self.spec, now);
             let what = match change {
+                Some(Change::Ramped(percent)) => {
+                    let why: Arc<str> = if percent == 0 {
+                        Arc::from("the block only counts yet")
+                    } else {
+                        Arc::from(format!(
+                            "{percent} % of the instances; the others are throttled"
+                        ))
+                    };
+                    let what = Happening::Ramped;
+                    self.incidents
+                        .happen_because(measure.incident, what, Some(why), now);
+                    continue;
+                }
                 Some(Change::Blocked) => Happening::Blocked,
                 Some(Change::Eased) => Happening::Eased,
                 Some(Change::Probing) => Happening::Probing,

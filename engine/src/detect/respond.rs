@@ -84,7 +84,8 @@ impl Detector {
             return (cause.clone(), parts);
         }
         let whole = self.measured(cause, cause.pattern.clone(), now);
-        let blocks = |measure: &Measure| measure.stage != Stage::Throttle;
+        let blocks =
+            |measure: &Measure| !matches!(measure.stage, Stage::Throttle | Stage::Ramp { .. });
         let weakens = whole.collateral > self.spec.collateral_max
             && parts
                 .iter()
@@ -442,6 +443,7 @@ impl Detector {
             offered: cause.observed,
             ttl: self.past.ttl(&source, now),
             stage: Stage::Throttle,
+            ramped: 0,
             eased: false,
             pure_since: None,
             calm_since: None,

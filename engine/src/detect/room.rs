@@ -199,6 +199,7 @@ mod tests {
             offered,
             ttl: Duration::from_mins(1),
             stage: Stage::Block,
+            ramped: 0,
             eased: false,
             pure_since: None,
             calm_since: None,

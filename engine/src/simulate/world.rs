@@ -21,7 +21,7 @@ use crate::attribute::{AttributeId, Schema};
 use crate::detect::{Detector, Stress};
 use crate::policy::{Policy, PolicyParts};
 use crate::request::HashKey;
-use crate::rules::Rules;
+use crate::rules::{RAMP_SUFFIX, Rule, Rules};
 use crate::service::{Priority, ServiceSpec};
 use crate::source::Source;
 use crate::time::Instant;
@@ -229,7 +229,10 @@ impl Simulation {
     /// Puts the rules of the folder and the detector's in force.
     fn publish(&mut self) {
         let detected = self.detector.rules(wall(self.now), self.now);
-        self.score.note(&detected, self.t + TICK.as_secs_f64());
+        // A block on its way is no rule of its own: there is one for each source.
+        let is_whole = |rule: &&Rule| !rule.name.as_str().ends_with(RAMP_SUFFIX);
+        let whole: Vec<Rule> = detected.iter().filter(is_whole).cloned().collect();
+        self.score.note(&whole, self.t + TICK.as_secs_f64());
         self.generation += 1;
         let mut rules = self.rules.rules.clone();
         rules.extend(detected);

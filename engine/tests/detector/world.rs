@@ -346,7 +346,10 @@ impl World {
                     .or_default()
                     .spend(rate.per_second(), f64::from(*burst), self.now),
                 Action::Block { .. } => {
-                    rule.percent < 100 && self.random.unit() * 100.0 >= f64::from(rule.percent)
+                    if rule.percent < 100 && self.random.unit() * 100.0 >= f64::from(rule.percent) {
+                        continue;
+                    }
+                    false
                 }
                 other => panic!("a detected rule has the action {other:?}"),
             };
