@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use divan::{Bencher, black_box};
+use ipnet::{IpNet, Ipv4Net};
 use tidegate_engine::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
 use tidegate_engine::policy::{Policy, PolicyParts};
 use tidegate_engine::request::{HashKey, RequestFacts};
@@ -145,6 +146,24 @@ fn forward_under_two_limits_with_a_million_keys(bencher: Bencher<'_, '_>, rules:
 #[divan::bench(args = [10], sample_count = 1000, sample_size = 100)]
 fn forward_under_two_limits_with_a_thousand_keys(bencher: Bencher<'_, '_>, rules: u32) {
     decide(bencher, rules, 1000, "good");
+}
+
+/// The same among rules for one network each, of which the last holds the address.
+#[divan::bench(args = [10, 10_000], sample_count = 1000, sample_size = 100)]
+fn block_by_network(bencher: Bencher<'_, '_>, rules: u32) {
+    let mut parts = parts(rules, 1000);
+    for (number, rule) in (0_u32..).zip(&mut parts.rules) {
+        let network = Ipv4Net::new_assert(Ipv4Addr::from_bits((10 << 24) + (number << 8)), 24);
+        let within = Condition::Network(IpNet::V4(network));
+        rule.when.conditions = vec![(AttributeId::IP, within)];
+    }
+    let policy = Policy::compile(parts, None, Instant::ZERO, SystemTime::UNIX_EPOCH);
+    let key = HashKey::from_seed(1);
+    let device = (10 << 24) + ((rules - 1) << 8) + 7;
+    let now = Instant::from_secs_f64(1.0);
+    bencher
+        .with_inputs(|| request(&key, &[], device, "good"))
+        .bench_local_refs(|facts| black_box(policy.decide(facts, now)));
 }
 
 /// Refused by the last rule.

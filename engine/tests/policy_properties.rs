@@ -1,10 +1,11 @@
 //! The policy beside a slow and obvious one: every rule asked about every request, by rank.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use tidegate_engine::attribute::{AttributeId, Schema};
 use tidegate_engine::policy::{Policy, PolicyParts};
@@ -40,11 +41,35 @@ fn condition() -> impl Strategy<Value = Condition> {
     })
 }
 
+/// Few distinct bits, so that networks nest, deeply, and addresses hit them.
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        4 => (0_u32..8).prop_map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits << 29 | bits))),
+        1 => (0_u128..8).prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits << 125 | bits))),
+    ]
+}
+
+fn network() -> impl Strategy<Value = Condition> {
+    (address(), 0_u8..=32).prop_map(|(address, length)| {
+        Condition::Network(IpNet::new(address, length).expect("no longer than an address"))
+    })
+}
+
 fn when() -> impl Strategy<Value = When> {
-    let of =
-        |id| prop::option::weighted(0.4, condition()).prop_map(move |one| one.map(|one| (id, one)));
-    ATTRIBUTES.map(of).prop_map(|all| When {
-        conditions: all.into_iter().flatten().collect(),
+    let of = |id, often| {
+        prop::option::weighted(often, condition()).prop_map(move |one| one.map(|one| (id, one)))
+    };
+    let within = prop::option::weighted(0.5, network());
+    let texts = prop_oneof![
+        2 => ATTRIBUTES.map(|id| of(id, 0.4)),
+        1 => ATTRIBUTES.map(|id| of(id, 0.05)),
+    ];
+    (texts, within).prop_map(|(texts, within)| When {
+        conditions: texts
+            .into_iter()
+            .flatten()
+            .chain(within.map(|network| (AttributeId::IP, network)))
+            .collect(),
     })
 }
 
@@ -58,7 +83,7 @@ fn rules() -> impl Strategy<Value = Vec<Rule>> {
     ];
     let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)];
     let one = (when(), action, mode);
-    prop::collection::vec(one, 0..30).prop_map(|all| {
+    prop::collection::vec(one, 0..40).prop_map(|all| {
         let rules = all.into_iter().enumerate();
         rules
             .map(|(at, (when, action, mode))| Rule {
@@ -102,7 +127,10 @@ proptest! {
     #[test]
     fn the_policy_decides_as_a_walk_over_all_rules_does(
         rules in rules(),
-        requests in prop::collection::vec([(); 4].map(|()| prop::option::of(text())), 1..20)
+        requests in prop::collection::vec(
+            ([(); 4].map(|()| prop::option::of(text())), address()),
+            1..20
+        )
     ) {
         let parts = PolicyParts {
             schema: Arc::new(Schema::built_in()),
@@ -113,8 +141,8 @@ proptest! {
         };
         let policy = Policy::compile(parts, None, Instant::ZERO, SystemTime::UNIX_EPOCH);
         let key = HashKey::from_seed(1);
-        for values in &requests {
-            let mut facts = RequestFacts::new(&key, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        for (values, address) in &requests {
+            let mut facts = RequestFacts::new(&key, *address);
             for (id, value) in ATTRIBUTES.into_iter().zip(values) {
                 if let Some(value) = value {
                     facts.set(id, Cow::Borrowed(value));

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ahash::RandomState;
+use ipnet::IpNet;
 
 use super::networks::Networks;
 use super::version::read_version;
@@ -121,6 +122,16 @@ impl Clauses {
     pub(super) fn anchors(&self) -> impl Iterator<Item = (AttributeId, &Arc<str>)> {
         self.0.iter().filter_map(|clause| match &clause.test {
             Test::One(Condition::Is(text)) if !clause.id.is_address() => Some((clause.id, text)),
+            _ => None,
+        })
+    }
+
+    /// Returns the network in which the client's address must be, if the rule names one.
+    pub(super) fn network(&self) -> Option<IpNet> {
+        self.0.iter().find_map(|clause| match &clause.test {
+            Test::One(Condition::Network(network)) if clause.id == AttributeId::IP => {
+                Some(network.trunc())
+            }
             _ => None,
         })
     }
