@@ -145,6 +145,7 @@ impl Control {
     /// Lets the detector look at what arrived since the last tick, and acts on what it says.
     pub fn tick(&mut self) {
         let began = self.parts.clock.now();
+        self.parts.publisher.let_go();
         self.parts.recent.gather(began);
         let suffering = self.stress.tick(&self.parts.vitals.read());
         let services = self.parts.settings.services.iter();

@@ -1,5 +1,6 @@
 //! The one place where control meets requests: the policy in force.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -11,6 +12,7 @@ pub fn handover(first: Policy) -> (PolicyPublisher, PolicyReader) {
     (
         PolicyPublisher {
             current: Arc::clone(&current),
+            retired: RefCell::default(),
         },
         PolicyReader { current },
     )
@@ -22,12 +24,22 @@ pub fn handover(first: Policy) -> (PolicyPublisher, PolicyReader) {
 #[derive(Debug)]
 pub struct PolicyPublisher {
     current: Arc<ArcSwap<Policy>>,
+    /// Policies that a request may still be reading. They are let go here: to free ten thousand rules takes
+    /// milliseconds, which no request shall wait.
+    retired: RefCell<Vec<Arc<Policy>>>,
 }
 
 impl PolicyPublisher {
     /// Puts a policy in force for every request that begins from now on.
     pub fn publish(&self, policy: Policy) {
-        self.current.store(Arc::new(policy));
+        let before = self.current.swap(Arc::new(policy));
+        self.retired.borrow_mut().push(before);
+    }
+
+    /// Lets go what nobody reads any more. To be called now and then.
+    pub fn let_go(&self) {
+        let mut retired = self.retired.borrow_mut();
+        retired.retain(|policy| Arc::strong_count(policy) > 1);
     }
 
     /// Returns the policy in force.
