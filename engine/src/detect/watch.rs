@@ -9,7 +9,7 @@ use super::incident::{Evidence, Happening, IncidentId, RejectedCandidate};
 use super::nature::Nature;
 use super::pattern::{Literal, Pattern};
 use super::rise::Rise;
-use super::window::LEAVES_KEPT;
+use super::window::{LEAVES_KEPT, SHORT};
 use super::{Detector, Stress};
 use crate::time::Instant;
 
@@ -34,6 +34,9 @@ const EXPLAINED_MIN: f64 = 0.5;
 
 /// By how much a surge may have begun earlier than the test can tell, where it rises slowly.
 const BEGAN_ERROR: Duration = Duration::from_secs(10);
+
+/// By how many standard deviations more must come than before for a surge of its own.
+const LEAP_DEVIATIONS: f64 = 4.0;
 
 /// How long without an alarm ends a surge.
 const QUIET_FOR: Duration = Duration::from_secs(2);
@@ -210,7 +213,11 @@ impl Detector {
         let raised = self.suspicion.as_ref()?.raised;
         let excess = self.unexplained(now);
         let level = self.reference.level();
-        let more = ((EFFECT_MIN - 1.0) * level).max(floor_of(level, self.spec.floor_per_second));
+        // Where little comes, a third of a second says little: chance is no surge of its own.
+        let came = self.reference.dispersion(1.0) * (level + excess) / SHORT.as_secs_f64();
+        let more = ((EFFECT_MIN - 1.0) * level)
+            .max(floor_of(level, self.spec.floor_per_second))
+            .max(LEAP_DEVIATIONS * came.max(0.0).sqrt());
         let suspicion = self.suspicion.as_mut()?;
         if suspicion.told.is_some() {
             suspicion.rise.conclude(excess);

@@ -293,3 +293,22 @@ fn new_users_get_known_while_a_rule_is_in_force_elsewhere() {
     let strangers = refused_of_new_users(119.5);
     assert!(strangers > 0.5, "{strangers}");
 }
+
+/// A small service that sends twice what was learnt of it flickers; chance is no surge upon a surge.
+#[test]
+fn what_flickers_in_a_small_surge_is_none_of_its_own() {
+    for seed in 70..75 {
+        let mut world = World::new(seed);
+        world.background = background(20, 1.0, &mut world.random);
+        world.run(BEGIN);
+        let more = background(25, 1.0, &mut world.random);
+        world.background.extend(more);
+        world.run(BEGIN + 45.0);
+        assert!(world.when(Happening::Surge).is_some());
+        let mut ended = world
+            .events
+            .iter()
+            .filter(|event| event.what == Happening::Ended);
+        assert!(ended.all(|event| event.why.is_none()), "{:?}", world.events);
+    }
+}
