@@ -3,10 +3,17 @@
 //! Workers collect lines and hand over whole chunks. When the disk is slower than the traffic, lines
 //! are dropped and counted; a request never waits for a log.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::metrics::Metrics;
 use crate::settings::AccessLog as Target;
@@ -18,7 +25,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 
 /// The thread that writes, to be waited for when all senders are gone.
 #[derive(Debug)]
-pub struct AccessLogWriter {
+struct AccessLogWriter {
     /// Disconnected when the thread has ended.
     ended: Receiver<()>,
 }
@@ -27,49 +34,116 @@ pub struct AccessLogWriter {
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl AccessLogWriter {
-    /// Waits until everything that was handed over is written, or until it is clear that nobody takes
-    /// it. All [`AccessLog`]s must be dropped.
-    pub fn join(self) {
+    fn is_running(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Empty)
+    }
+
+    fn join(self) {
         if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(LAST_LINES_TIMEOUT) {
             tracing::warn!("nobody takes the access log; its last lines are lost");
         }
     }
 }
 
-/// Opens the access log.
-///
-/// # Errors
-///
-/// The file cannot be opened, or the thread not started.
-pub fn open(
-    target: &Target,
-    metrics: &Arc<Metrics>,
-) -> io::Result<(AccessLogSender, Option<AccessLogWriter>)> {
-    let output: Box<dyn Write + Send> = match target {
-        Target::Off => return Ok((AccessLogSender { chunks: None }, None)),
-        Target::Stdout => Box::new(io::stdout()),
-        Target::File(path) => Box::new(
-            std::fs::OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)?,
-        ),
-    };
-    let (chunks, waiting) = sync_channel(CHUNKS_MAX);
-    let metrics = Arc::clone(metrics);
-    let (ends, ended) = sync_channel::<()>(0);
-    std::thread::Builder::new()
-        .name("access-log".into())
-        .spawn(move || {
-            write_all(&waiting, output, &metrics);
-            drop(ends);
-        })?;
-    Ok((
-        AccessLogSender {
+/// Opens access logs, and waits for their writers in the end.
+#[derive(Clone, Debug)]
+pub struct AccessLogs {
+    metrics: Arc<Metrics>,
+    writers: Arc<Mutex<Vec<AccessLogWriter>>>,
+}
+
+impl AccessLogs {
+    /// Begins with none.
+    pub fn new(metrics: &Arc<Metrics>) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            writers: Arc::default(),
+        }
+    }
+
+    /// Opens an access log.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened, or the thread not started.
+    pub fn open(&self, target: &Target) -> io::Result<AccessLogSender> {
+        let output: Box<dyn Write + Send> = match target {
+            Target::Off => return Ok(AccessLogSender { chunks: None }),
+            Target::Stdout => Box::new(io::stdout()),
+            Target::File(path) => Box::new(LogFile::open(path)?),
+        };
+        let (chunks, waiting) = sync_channel(CHUNKS_MAX);
+        let metrics = Arc::clone(&self.metrics);
+        let (ends, ended) = sync_channel::<()>(0);
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || {
+                write_all(&waiting, output, &metrics);
+                drop(ends);
+            })?;
+        let mut writers = self.writers.lock();
+        // Of logs that were replaced, those that are written are forgotten.
+        writers.retain(AccessLogWriter::is_running);
+        writers.push(AccessLogWriter { ended });
+        Ok(AccessLogSender {
             chunks: Some(chunks),
-        },
-        Some(AccessLogWriter { ended }),
-    ))
+        })
+    }
+
+    /// Waits until everything that was handed over is written, or until it is clear that nobody takes
+    /// it. All [`AccessLog`]s and [`AccessLogSender`]s must be dropped.
+    pub fn join(&self) {
+        for writer in self.writers.lock().drain(..) {
+            writer.join();
+        }
+    }
+}
+
+/// A file that is appended to, under its name: moved away, it is opened anew.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    looked: Instant,
+}
+
+/// How often is looked whether the file was moved away.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl LogFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: File::options().create(true).append(true).open(path)?,
+            looked: Instant::now(),
+        })
+    }
+
+    /// Returns whether the file does not stand under its name any more.
+    fn was_moved(&self) -> bool {
+        let Ok(open) = self.file.metadata() else {
+            return false;
+        };
+        match std::fs::metadata(&self.path) {
+            Ok(named) => (named.dev(), named.ino()) != (open.dev(), open.ino()),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.looked.elapsed() >= LOOK_EVERY {
+            self.looked = Instant::now();
+            if self.was_moved() {
+                *self = Self::open(&self.path)?;
+            }
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 fn write_all(waiting: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>, metrics: &Metrics) {

@@ -30,8 +30,6 @@ use tokio::sync::{Semaphore, watch};
 use self::auth::{Access, Token};
 use self::events::EventStream;
 use crate::control::Control;
-use crate::request::identify::Identify;
-use crate::request::inflight::InflightBoard;
 
 /// The most connections of the admin listener.
 const CONNECTIONS_MAX: usize = 64;
@@ -45,10 +43,6 @@ type Answer = Response<Either<Full<Bytes>, EventStream>>;
 pub struct Admin {
     /// Policy, detector, settings.
     pub control: Rc<RefCell<Control>>,
-    /// Requests in flight.
-    pub inflight: Arc<InflightBoard>,
-    /// Tells clients apart, to explain a request.
-    pub identify: Arc<Identify>,
     /// Whether the process is being drained.
     pub drain: watch::Receiver<bool>,
     /// The token that operators show; `None` on loopback, where the machine's users are trusted.
@@ -172,7 +166,7 @@ impl Admin {
             }
             "/readyz" => text(StatusCode::OK, "ready\n"),
             "/metrics" => {
-                let text = api::metrics(&self.control.borrow(), &self.inflight);
+                let text = api::metrics(&self.control.borrow());
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 answer(StatusCode::OK, kind, Bytes::from(text))
             }

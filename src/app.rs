@@ -15,13 +15,11 @@ use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 use tidegate_engine::detect::{DetectionSpec, Detector, Event};
 use tidegate_engine::policy::{Policy, PolicyParts};
-use tidegate_engine::recent::Recent;
 use tidegate_engine::rules::Rules;
-use tidegate_engine::traffic::Traffic;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::access_log::{self, AccessLogWriter};
+use crate::access_log::AccessLogs;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::control::operator::OperatorRules;
@@ -29,13 +27,10 @@ use crate::control::{self, Control, ControlParts};
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
 use crate::reload::{self, ConfigFiles, Loaded, Reloader};
-use crate::request::admit::Admission;
-use crate::request::identify::Identify;
-use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
 use crate::settings::{Settings, Workers};
+use crate::setup::{Ground, service_specs};
 use crate::state::{self, AuditFile, DetectedFile, DetectorFile, StateWriter};
-use crate::vitals::Vitals;
 
 /// How long a drain may take.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +59,7 @@ pub struct Running {
     pub admin_address: SocketAddr,
     /// All series.
     pub metrics: Arc<Metrics>,
-    /// The policy in force.
+    /// The policy in force under the settings of the start.
     pub policy: PolicyReader,
     drain: watch::Sender<bool>,
     reloader: Option<Reloader>,
@@ -72,7 +67,7 @@ pub struct Running {
     ended: watch::Sender<()>,
     workers: Vec<JoinHandle<io::Result<()>>>,
     control: JoinHandle<anyhow::Result<()>>,
-    access_log: Option<AccessLogWriter>,
+    access_logs: AccessLogs,
 }
 
 impl Running {
@@ -109,9 +104,7 @@ impl Running {
         if self.control.join().is_err() {
             result = Err(anyhow!("the control thread panicked"));
         }
-        if let Some(writer) = self.access_log {
-            writer.join();
-        }
+        self.access_logs.join();
         result
     }
 }
@@ -134,12 +127,10 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         detection,
         listeners,
     } = start;
-    let settings = Arc::new(settings);
     let workers = worker_count(settings.workers);
     let clock = Clock::start();
     let metrics = Arc::new(Metrics::new());
     metrics.count_panics();
-    let schema = Arc::new(settings.schema.clone());
     let key = state::identity_key(&settings.state)
         .with_context(|| at(&settings.state, "`state`: the folder cannot be used"))?;
     if let Err(error) = state::remove_drafts(&settings.state) {
@@ -157,19 +148,23 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         ),
         None => None,
     };
-    let (access_log, access_log_writer) = access_log::open(&settings.access_log, &metrics)
+    let seed = state::random_u64().context("draw a random number")?;
+    let ground = Ground {
+        workers,
+        seed,
+        key: key.clone(),
+        access_logs: AccessLogs::new(&metrics),
+    };
+    let access_logs = ground.access_logs.clone();
+    let access_log = ground
+        .access_log(&settings, None)
         .context("`access_log` cannot be opened; name a file in a folder that can be written")?;
 
-    let specs = settings
-        .services
-        .iter()
-        .map(|service| service.spec.clone())
-        .collect();
     let mut vocabulary = settings.vocabulary();
     let operator = OperatorRules::load(&settings.state, &mut vocabulary, &rules);
     let parts = PolicyParts {
-        schema: Arc::clone(&schema),
-        services: specs,
+        schema: Arc::new(settings.schema.clone()),
+        services: service_specs(&settings),
         rules: rules
             .rules
             .iter()
@@ -180,21 +175,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         generation: 1,
     };
     let (publisher, policy) = handover(Policy::compile(parts, None, clock.now(), clock.wall()));
-    let seed = state::random_u64().context("draw a random number")?;
-    let traffic = Arc::new(Traffic::new(&schema, workers, seed));
-    let left_out = traffic.columns().left_out(&schema);
-    if !left_out.is_empty() {
-        tracing::warn!(
-            attributes = left_out.join(", "),
-            "these attributes take no part in detection, for there is room for nine of your own; name \
-             what tells sources apart first in `identity.attributes`"
-        );
-    }
-    let recent = Arc::new(Recent::new(workers, seed));
-    let services = settings.services.len();
-    let vitals = Vitals::new(services);
-    let admission = Admission::new(settings.services.iter().map(|s| s.concurrency.max));
-    let inflight = InflightBoard::new(workers, services);
+    let state_folder = settings.state.clone();
+    let setup = Arc::new(ground.setup(settings, policy, access_log, None));
     let (drain, draining) = watch::channel(false);
     let (ended, ends) = watch::channel(());
     let (reloader, loads) = match files {
@@ -205,42 +187,38 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         }
         None => (None, None),
     };
-    let detector_file = DetectorFile::new(&settings.state, &key);
-    let mut detector = Detector::new(Arc::clone(&schema), detection, seed);
+    let detector_file = DetectorFile::new(&state_folder, &key);
+    let mut detector = Detector::new(Arc::clone(&setup.schema), detection, seed);
     detector.set_clock(clock.wall(), clock.now());
     detector_file.restore(&mut detector);
-    let detected_file = DetectedFile::new(&settings.state, &key);
+    let detected_file = DetectedFile::new(&state_folder, &key);
     detected_file.restore(&mut detector, clock.wall(), clock.now());
-    let state_writer = StateWriter::start(detector_file, AuditFile::new(&settings.state), &metrics)
+    let state_writer = StateWriter::start(detector_file, AuditFile::new(&state_folder), &metrics)
         .context("start the thread that keeps state")?;
-    let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
+    let (setups, setups_here) = watch::channel(Arc::clone(&setup));
+    let first_policy = setup.policy.clone();
 
     let control = ControlParts {
-        settings: Arc::clone(&settings),
+        ground,
+        setup,
+        setups,
         rules,
         operator,
-        recent: Arc::clone(&recent),
         publisher,
         clock,
         metrics: Arc::clone(&metrics),
-        traffic: Arc::clone(&traffic),
-        vitals: Arc::clone(&vitals),
         detector,
         detected_file,
         state_writer: Some(state_writer),
         listeners,
     };
-    let board = Arc::clone(&inflight);
-    let admin_identify = Arc::clone(&identify);
     let admin_drain = draining.clone();
     let control = std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             let admin = |control| Admin {
                 control,
-                inflight: board,
                 drain: admin_drain,
-                identify: admin_identify,
                 token,
                 workers,
             };
@@ -254,24 +232,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
             number,
             listeners: worker_listeners.pop().unwrap_or_default(),
             clock,
-            identify: Arc::clone(&identify),
-            policy: policy.clone(),
-            recorder: traffic
-                .recorder(number)
-                .context("a worker has no counters")?,
-            recent: recent.recorder(number).context("a worker has no sample")?,
-            upstreams: settings.upstreams.clone(),
-            services: settings
-                .services
-                .iter()
-                .map(|s| Arc::clone(&s.spec.name))
-                .collect(),
-            service_upstreams: service_upstreams(&settings),
+            setups: setups_here.clone(),
             metrics: Arc::clone(&metrics),
-            vitals: Arc::clone(&vitals),
-            admission: Arc::clone(&admission),
-            inflight: Arc::clone(&inflight),
-            access_log: access_log.clone(),
             random: state::random_u64().context("draw a random number")?,
             drain: draining.clone(),
             drain_timeout: DRAIN_TIMEOUT,
@@ -287,13 +249,13 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         addresses,
         admin_address,
         metrics,
-        policy,
+        policy: first_policy,
         drain,
         reloader,
         ended,
         workers: threads,
         control,
-        access_log: access_log_writer,
+        access_logs,
     })
 }
 
@@ -326,20 +288,6 @@ fn worker_count(workers: Workers) -> usize {
         Workers::Exactly(count) => count,
         Workers::Auto => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     }
-}
-
-fn service_upstreams(settings: &Settings) -> Vec<usize> {
-    let of = |name: &str| {
-        settings
-            .upstreams
-            .iter()
-            .position(|upstream| *upstream.name == *name)
-    };
-    settings
-        .services
-        .iter()
-        .map(|service| of(&service.upstream).unwrap_or(usize::MAX))
-        .collect()
 }
 
 type Listeners = Vec<(StdListener, Vec<IpNet>)>;

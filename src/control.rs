@@ -16,13 +16,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, SystemTime};
 
-use tidegate_engine::detect::{Detector, Event, Happening, Incident, Stress};
+use tidegate_engine::attribute::Schema;
+use tidegate_engine::detect::{Detector, Event, Happening, Incident};
 use tidegate_engine::policy::{Policy, PolicyParts};
 use tidegate_engine::recent::Recent;
 use tidegate_engine::rules::Rules;
+use tidegate_engine::service::ServiceSpec;
 use tidegate_engine::time::{Instant, unix_seconds};
-use tidegate_engine::traffic::Traffic;
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::watch;
 
 use self::changes::Promotion;
 use self::operator::OperatorRules;
@@ -33,8 +35,8 @@ use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
 use crate::reload::Loaded;
 use crate::settings::Settings;
+use crate::setup::{Ground, Setup};
 use crate::state::{DetectedFile, StateWriter};
-use crate::vitals::Vitals;
 
 /// How often what the detector has learnt is kept, while there is no alarm.
 const KEEP_EVERY: Duration = Duration::from_mins(1);
@@ -48,8 +50,12 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// What the control side is made of.
 #[derive(Debug)]
 pub struct ControlParts {
-    /// The settings that the process was started with.
-    pub settings: Arc<Settings>,
+    /// What all setups have in common.
+    pub ground: Ground,
+    /// What is in force of the settings.
+    pub setup: Arc<Setup>,
+    /// Hands it to the workers.
+    pub setups: watch::Sender<Arc<Setup>>,
     /// The rules that are in force already.
     pub rules: Rules,
     /// The one right to publish.
@@ -58,14 +64,8 @@ pub struct ControlParts {
     pub clock: Clock,
     /// Operators' rules.
     pub operator: OperatorRules,
-    /// The recent requests.
-    pub recent: Arc<Recent>,
     /// All series.
     pub metrics: Arc<Metrics>,
-    /// What all workers count.
-    pub traffic: Arc<Traffic>,
-    /// How the upstreams do.
-    pub vitals: Arc<Vitals>,
     /// Finds the sources of surges.
     pub detector: Detector,
     /// Where the detector's rules and the incidents are kept.
@@ -115,10 +115,9 @@ impl Control {
     /// Takes over. The first policy has been published already.
     pub fn new(parts: ControlParts) -> Self {
         let (began, now) = (parts.clock.now(), parts.clock.wall());
-        let services = parts.settings.services.len();
         let mut control = Self {
             parts,
-            stress: StressWatch::new(services),
+            stress: StressWatch::default(),
             streams: Vec::new(),
             detected_changed: false,
             detected_kept: began,
@@ -146,18 +145,10 @@ impl Control {
     pub fn tick(&mut self) {
         let began = self.parts.clock.now();
         self.parts.publisher.let_go();
-        self.parts.recent.gather(began);
-        let suffering = self.stress.tick(&self.parts.vitals.read());
-        let services = self.parts.settings.services.iter();
-        let names = services.map(|service| &service.spec.name);
-        let suffering = names.clone().zip(suffering).filter(|(_, suffers)| *suffers);
-        let stress = Stress::on(suffering.map(|(name, _)| Arc::clone(name)).collect());
-        let signs = names.map(Arc::clone).zip(self.stress.signs());
-        let stress = stress.with_signs(signs.collect());
-        let tick = self
-            .parts
-            .detector
-            .tick(&self.parts.traffic, &stress, began);
+        self.parts.setup.recent.gather(began);
+        let stress = self.stress.tick(&self.parts.setup.services);
+        let traffic = &self.parts.setup.traffic;
+        let tick = self.parts.detector.tick(traffic, &stress, began);
         if tick.rules_changed {
             self.publish();
         }
@@ -190,26 +181,38 @@ impl Control {
 
     /// Puts the rules of all origins in force.
     fn publish(&mut self) {
+        let setup = Arc::clone(&self.parts.setup);
+        let services = Arc::clone(self.policy().services());
+        let policy = self.compile(&setup.schema, services);
+        self.parts.publisher.publish(policy);
+        self.note_published();
+    }
+
+    /// Makes a policy of the rules of all origins.
+    fn compile(&mut self, schema: &Arc<Schema>, services: Arc<[ServiceSpec]>) -> Policy {
         self.generation += 1;
         let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
         let mut rules = self.parts.rules.rules.clone();
         rules.extend(self.parts.operator.rules().cloned());
         rules.extend(self.parts.detector.rules(wall, now));
         let previous = self.parts.publisher.current();
+        // Under other attributes, what was counted under the old ones means nothing.
+        let is_kin = **schema == **previous.schema();
         let parts = PolicyParts {
-            schema: Arc::clone(previous.schema()),
-            services: Arc::clone(previous.services()),
+            schema: Arc::clone(schema),
+            services,
             rules,
             limits: self.parts.rules.limits.clone(),
             generation: self.generation,
         };
-        let policy = Policy::compile(parts, Some(&previous), now, wall);
-        self.parts.publisher.publish(policy);
-        self.published = wall;
-        self.parts
-            .metrics
-            .policy_published_timestamp_seconds
-            .set(unix_seconds(wall));
+        Policy::compile(parts, is_kin.then_some(&*previous), now, wall)
+    }
+
+    fn note_published(&mut self) {
+        self.published = self.parts.clock.wall();
+        let metrics = &self.parts.metrics;
+        let published = &metrics.policy_published_timestamp_seconds;
+        published.set(unix_seconds(self.published));
     }
 
     /// Tells people what happened: the log, the metrics, and whoever listens.
@@ -284,12 +287,17 @@ impl Control {
 
     /// Returns the settings in force.
     pub fn settings(&self) -> &Settings {
-        &self.parts.settings
+        &self.parts.setup.settings
+    }
+
+    /// Returns what is in force of them.
+    pub fn setup(&self) -> &Setup {
+        &self.parts.setup
     }
 
     /// Returns the recent requests.
     pub fn recent(&self) -> &Arc<Recent> {
-        &self.parts.recent
+        &self.parts.setup.recent
     }
 
     /// Has the next events sent as JSON, until whoever listens is gone or behind.

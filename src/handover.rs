@@ -36,6 +36,15 @@ impl PolicyPublisher {
         self.retired.borrow_mut().push(before);
     }
 
+    /// Puts a policy in force for requests under other settings than before, which read it from the
+    /// reader that is returned. Requests under the settings of before keep their last policy.
+    pub fn move_on(&mut self, policy: Policy) -> PolicyReader {
+        let current = Arc::new(ArcSwap::from_pointee(policy));
+        let before = std::mem::replace(&mut self.current, Arc::clone(&current));
+        self.retired.borrow_mut().push(before.load_full());
+        PolicyReader { current }
+    }
+
     /// Lets go what nobody reads any more. To be called now and then.
     pub fn let_go(&self) {
         let mut retired = self.retired.borrow_mut();

@@ -1,7 +1,7 @@
 //! Every series that this program exposes, on one page. No label value comes from a client, except
 //! the bounded gauge of top sources.
 //!
-//! Workers count into their own [`WorkerMetrics`] without atomics and hand the sums over ten times a
+//! Workers count into [`ServiceCounts`] and [`UpstreamFailures`] of their own without atomics and hand the sums over ten times a
 //! second; the control thread sets gauges and reads everything for `/metrics`.
 
 use std::collections::HashSet;
@@ -58,7 +58,7 @@ pub struct Metrics {
     registry: Registry,
     requests_total: IntCounterVec,
     request_duration_seconds: HistogramVec,
-    decision_seconds: Histogram,
+    pub(crate) decision_seconds: Histogram,
     /// Requests being served, by service.
     pub inflight_requests: IntGaugeVec,
     /// Age of the oldest request being served, by service.
@@ -338,105 +338,78 @@ pub fn raise_to(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
 
-/// One worker's counters; not shared, so counting costs no atomics.
+/// One worker's counts of one service; not shared, so counting costs no atomics.
 #[derive(Debug)]
-pub(crate) struct WorkerMetrics {
-    /// By service (the last row is [`NO_SERVICE`]) and by outcome, in the order of [`OUTCOMES`].
-    requests: Vec<Vec<LocalIntCounter>>,
-    durations: Vec<LocalHistogram>,
-    decisions: LocalHistogram,
-    upstream_errors: Vec<Vec<LocalIntCounter>>,
+pub(crate) struct ServiceCounts {
+    /// By outcome, in the order of [`OUTCOMES`].
+    requests: [LocalIntCounter; OUTCOMES.len()],
+    durations: LocalHistogram,
 }
 
-impl WorkerMetrics {
-    /// Prepares the counters of these services and upstreams.
-    pub(crate) fn new(metrics: &Metrics, services: &[Arc<str>], upstreams: &[Arc<str>]) -> Self {
-        let names: Vec<&str> = services
-            .iter()
-            .map(|name| &**name)
-            .chain(std::iter::once(NO_SERVICE))
-            .collect();
-        let requests = names.iter().map(|service| {
-            OUTCOMES
-                .iter()
-                .map(|outcome| {
-                    metrics
-                        .requests_total
-                        .with_label_values(&[service, outcome])
-                        .local()
-                })
-                .collect()
-        });
-        let durations = names.iter().map(|service| {
-            metrics
-                .request_duration_seconds
-                .with_label_values(&[service])
-                .local()
-        });
-        let errors = upstreams.iter().map(|upstream| {
-            let count = |error: &str| {
-                metrics
-                    .upstream_errors_total
-                    .with_label_values(&[&**upstream, error])
-            };
-            UPSTREAM_ERRORS
-                .iter()
-                .map(|error| count(error).local())
-                .collect()
-        });
+impl ServiceCounts {
+    /// Prepares the counts of a service.
+    pub(crate) fn new(metrics: &Metrics, service: &str) -> Self {
+        let count = |outcome| {
+            let labels = [service, outcome];
+            metrics.requests_total.with_label_values(&labels).local()
+        };
+        let durations = &metrics.request_duration_seconds;
         Self {
-            requests: requests.collect(),
-            durations: durations.collect(),
-            decisions: metrics.decision_seconds.local(),
-            upstream_errors: errors.collect(),
+            requests: OUTCOMES.map(count),
+            durations: durations.with_label_values(&[service]).local(),
         }
     }
 
-    /// Counts a finished request. `service` beyond the last one is [`NO_SERVICE`].
-    pub(crate) fn finished(&self, service: usize, outcome: &str, duration: Duration) {
-        let row = service.min(self.requests.len() - 1);
-        let column = OUTCOMES.iter().position(|word| *word == outcome);
-        if let Some(count) = self.requests.get(row).and_then(|row| row.get(column?)) {
+    /// Counts a finished request.
+    pub(crate) fn finished(&self, outcome: &str, duration: Duration) {
+        let mut counts = OUTCOMES.iter().zip(&self.requests);
+        if let Some((_, count)) = counts.find(|(word, _)| **word == outcome) {
             count.inc();
         }
         // Refusals take microseconds: in a flood they would hide how everybody else fares.
-        if outcome == "forward"
-            && let Some(durations) = self.durations.get(row)
-        {
-            durations.observe(duration.as_secs_f64());
+        if outcome == "forward" {
+            self.durations.observe(duration.as_secs_f64());
         }
     }
 
-    /// Notes the time that a decision took.
-    pub(crate) fn decided(&self, duration: Duration) {
-        self.decisions.observe(duration.as_secs_f64());
+    /// Hands the counts over.
+    pub(crate) fn flush(&self) {
+        for count in &self.requests {
+            count.flush();
+        }
+        self.durations.flush();
+    }
+}
+
+/// One worker's counts of what one upstream failed to answer.
+#[derive(Debug)]
+pub(crate) struct UpstreamFailures {
+    /// In the order of [`UPSTREAM_ERRORS`].
+    by_error: [LocalIntCounter; UPSTREAM_ERRORS.len()],
+}
+
+impl UpstreamFailures {
+    /// Prepares the counts of an upstream.
+    pub(crate) fn new(metrics: &Metrics, upstream: &str) -> Self {
+        let errors = &metrics.upstream_errors_total;
+        let count = |error| errors.with_label_values(&[upstream, error]).local();
+        Self {
+            by_error: UPSTREAM_ERRORS.map(count),
+        }
     }
 
     /// Counts a request without a complete answer.
-    pub(crate) fn upstream_failed(&self, upstream: usize, error: &str) {
-        let column = UPSTREAM_ERRORS.iter().position(|word| *word == error);
-        if let Some(count) = self
-            .upstream_errors
-            .get(upstream)
-            .and_then(|row| row.get(column?))
-        {
+    pub(crate) fn count(&self, error: &str) {
+        let mut counts = UPSTREAM_ERRORS.iter().zip(&self.by_error);
+        if let Some((_, count)) = counts.find(|(word, _)| **word == error) {
             count.inc();
         }
     }
 
     /// Hands the counts over.
     pub(crate) fn flush(&self) {
-        for counter in self
-            .requests
-            .iter()
-            .flatten()
-            .chain(self.upstream_errors.iter().flatten())
-        {
-            counter.flush();
+        for count in &self.by_error {
+            count.flush();
         }
-        for histogram in &self.durations {
-            histogram.flush();
-        }
-        self.decisions.flush();
     }
 }

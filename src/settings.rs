@@ -175,7 +175,7 @@ impl Settings {
         }
     }
 
-    /// Returns the keys in which the other settings say something else.
+    /// Returns the keys of which the other settings say something else.
     pub fn differs_in(&self, other: &Self) -> Vec<&'static str> {
         // What is told apart here is told apart by what it says of itself: everything there is.
         let said = |settings: &Self| {
@@ -186,6 +186,7 @@ impl Settings {
                 ("identity", format!("{:?}", settings.identity)),
                 ("services", format!("{:?}", settings.services)),
                 ("upstreams", format!("{:?}", settings.upstreams)),
+                ("detection", format!("{:?}", settings.detection)),
                 ("rules", settings.rules.path.display().to_string()),
                 ("state", settings.state.display().to_string()),
                 ("access_log", format!("{:?}", settings.access_log)),

@@ -12,8 +12,7 @@ use tidegate_engine::time::Instant;
 
 use super::{Admin, Answer, json_answer, problem};
 use crate::control::Control;
-use crate::metrics::{Metrics, NO_SERVICE, forget_but, raise_to};
-use crate::request::inflight::InflightBoard;
+use crate::metrics::{Metrics, forget_but, raise_to};
 use crate::state::last_lines;
 
 /// The most sources that are listed.
@@ -79,7 +78,7 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
         "/api/v1/status" => json_answer(&status(admin, &control)),
         "/api/v1/rules" => json_answer(&rules(&control)),
         "/api/v1/incidents" => json_answer(&incidents(&control)),
-        "/api/v1/services" => json_answer(&services(&control, &admin.inflight)),
+        "/api/v1/services" => json_answer(&services(&control)),
         "/api/v1/audit" => audit(&control, query),
         "/api/v1/sources" => match sources(&control, query) {
             Ok(sources) => json_answer(&sources),
@@ -283,10 +282,12 @@ pub(super) fn incident_of_rule(control: &Control, name: &str) -> Value {
     found.map_or(Value::Null, |incident| json!(incident.id))
 }
 
-fn services(control: &Control, inflight: &InflightBoard) -> Value {
+fn services(control: &Control) -> Value {
     let now = control.clock().now();
-    let service = |(at, service): (usize, &crate::settings::Service)| {
-        let (count, oldest) = inflight.read(at);
+    let setup = control.setup();
+    let each = setup.settings.services.iter().zip(&setup.services);
+    let shown = each.map(|(service, shared)| {
+        let (count, oldest) = shared.in_flight();
         json!({
             "name": service.spec.name,
             "upstream": service.upstream,
@@ -294,14 +295,8 @@ fn services(control: &Control, inflight: &InflightBoard) -> Value {
             "inflight": count,
             "oldest_inflight_s": oldest.map(|oldest| now.since(oldest).as_secs_f64()),
         })
-    };
-    control
-        .settings()
-        .services
-        .iter()
-        .enumerate()
-        .map(service)
-        .collect()
+    });
+    shown.collect()
 }
 
 fn sources(control: &Control, query: &str) -> Result<Value, String> {
@@ -337,11 +332,11 @@ fn sources(control: &Control, query: &str) -> Result<Value, String> {
 }
 
 /// Brings the series up to date that are kept elsewhere, and writes all of them.
-pub(super) fn metrics(control: &Control, inflight: &InflightBoard) -> Vec<u8> {
+pub(super) fn metrics(control: &Control) -> Vec<u8> {
     let metrics = control.metrics();
     let policy = control.policy();
     set_rules(metrics, &policy);
-    set_inflight(metrics, control, inflight);
+    set_inflight(metrics, control);
     set_top_sources(metrics, control, &policy);
     metrics.text()
 }
@@ -386,24 +381,21 @@ fn set_rules(metrics: &Metrics, policy: &Policy) {
     }
 }
 
-fn set_inflight(metrics: &Metrics, control: &Control, inflight: &InflightBoard) {
+fn set_inflight(metrics: &Metrics, control: &Control) {
     let now = control.clock().now();
-    let services = &control.settings().services;
-    let names = services
-        .iter()
-        .map(|service| &*service.spec.name)
-        .chain(std::iter::once(NO_SERVICE));
-    for (at, name) in names.enumerate() {
-        let (count, oldest) = inflight.read(at);
-        metrics
-            .inflight_requests
-            .with_label_values(&[name])
-            .set(count as i64);
+    let setup = control.setup();
+    let all = || setup.services.iter().chain([&setup.no_service]);
+    let live: HashSet<&str> = all().map(|service| &*service.name).collect();
+    forget_but(&live, &metrics.inflight_requests);
+    forget_but(&live, &metrics.oldest_inflight_seconds);
+    for service in all() {
+        let (count, oldest) = service.in_flight();
+        let label = [&*service.name];
+        let requests = metrics.inflight_requests.with_label_values(&label);
+        requests.set(count as i64);
         let age = oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
-        metrics
-            .oldest_inflight_seconds
-            .with_label_values(&[name])
-            .set(age);
+        let seconds = metrics.oldest_inflight_seconds.with_label_values(&label);
+        seconds.set(age);
     }
 }
 

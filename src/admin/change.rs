@@ -495,7 +495,7 @@ fn explain(admin: &Admin, text: &str) -> Answer {
         .ip
         .unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
     let explained = request::explain(
-        &admin.identify,
+        &control.setup().identify,
         &control.policy(),
         address,
         (&method, &uri, &headers),

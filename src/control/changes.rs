@@ -86,7 +86,7 @@ impl Control {
     ///
     /// The rule is not right, its name is taken, or there is no room.
     pub fn try_rule(&self, text: &str) -> Result<Tried, Refused> {
-        let mut vocabulary = self.parts.settings.vocabulary();
+        let mut vocabulary = self.parts.setup.settings.vocabulary();
         let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
         let rule = OperatorRule::read(text, &mut vocabulary, wall).map_err(Refused::Wrong)?;
         let name = &rule.rule.name;
@@ -99,7 +99,7 @@ impl Control {
             return Err(Refused::Full);
         }
         let policy = self.policy();
-        let preview = Preview::of(&rule.rule, &self.parts.recent, policy.schema(), now);
+        let preview = Preview::of(&rule.rule, &self.parts.setup.recent, policy.schema(), now);
         Ok(Tried { rule, preview })
     }
 
@@ -223,11 +223,11 @@ impl Control {
         };
         let text = promote::rule_file(in_force.rule(), &taken, provenance);
         // What would not be read must not be written: a bad name, for example.
-        let mut vocabulary = self.parts.settings.vocabulary();
+        let mut vocabulary = self.parts.setup.settings.vocabulary();
         let wall = self.parts.clock.wall();
         RulesFile::parse(&format!("{new_name}.yaml"), &text, &mut vocabulary, wall)
             .map_err(Refused::Wrong)?;
-        let folder = self.parts.settings.rules.path.clone();
+        let folder = self.parts.setup.settings.rules.path.clone();
         match promote::write(&folder, &new_name, &text) {
             Ok(path) => {
                 // It is read from there within seconds; the detector's rule holds until then.

@@ -119,9 +119,19 @@ impl OperatorRules {
         let mut loaded = Self {
             file,
             rules: Vec::new(),
-            idle: Vec::new(),
+            idle: content.rules,
         };
-        for kept in content.rules {
+        loaded.read_again(vocabulary, files);
+        loaded
+    }
+
+    /// Reads all rules again, for their names may mean something else, or nothing, under other settings.
+    /// What cannot be in force is said and kept.
+    pub fn read_again(&mut self, vocabulary: &mut Vocabulary, files: &Rules) {
+        let in_force = std::mem::take(&mut self.rules).into_iter();
+        let mut all: Vec<Kept> = in_force.map(|rule| rule.kept).collect();
+        all.append(&mut self.idle);
+        for kept in all {
             let restored = OperatorRule::restore(kept.clone(), vocabulary).and_then(|rule| {
                 if names(files).any(|name| *name == rule.rule.name) {
                     return Err(format!("`{}` is in a file by now", rule.rule.name));
@@ -129,18 +139,17 @@ impl OperatorRules {
                 Ok(rule)
             });
             match restored {
-                Ok(rule) => loaded.rules.push(rule),
+                Ok(rule) => self.rules.push(rule),
                 Err(why) => {
                     tracing::error!(
                         rule = %kept.text,
                         why,
                         "an operator's rule cannot be in force under these settings; it stays in {FILE}"
                     );
-                    loaded.idle.push(kept);
+                    self.idle.push(kept);
                 }
             }
         }
-        loaded
     }
 
     /// Returns the file.

@@ -1,11 +1,12 @@
 //! Tells from how requests ended whether a service's upstream suffers.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
-use tidegate_engine::detect::UpstreamSigns;
+use tidegate_engine::detect::{Stress, UpstreamSigns};
 
 use super::TICK;
-use crate::vitals::VitalSigns;
+use crate::service::{SharedService, VitalSigns};
 
 /// Ticks in the window that is judged: 10 × 100 ms = 1 s.
 const WINDOW_TICKS: usize = 10;
@@ -21,9 +22,9 @@ const DURATION_FLOOR_US: f64 = 50_000.0;
 const USUAL_WEIGHT: f64 = 1.0 / 600.0;
 
 /// Watches all services.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct StressWatch {
-    services: Vec<ServiceWatch>,
+    services: HashMap<Arc<str>, ServiceWatch>,
 }
 
 #[derive(Debug, Default)]
@@ -34,25 +35,21 @@ struct ServiceWatch {
 }
 
 impl StressWatch {
-    /// Begins knowing nothing.
-    pub(super) fn new(services: usize) -> Self {
-        Self {
-            services: (0..services).map(|_| ServiceWatch::default()).collect(),
-        }
-    }
-
-    /// Takes the counts of this tick and says, per service, whether it suffers.
-    pub(super) fn tick(&mut self, signs: &[VitalSigns]) -> Vec<bool> {
+    /// Takes the counts of this tick and says which services suffer, and how their upstreams did in the
+    /// last second. Services that are no longer there are forgotten.
+    pub(super) fn tick(&mut self, services: &[Arc<SharedService>]) -> Stress {
         self.services
-            .iter_mut()
-            .zip(signs)
-            .map(|(watch, signs)| watch.tick(*signs))
-            .collect()
-    }
-
-    /// Returns, per service, how its upstream did in the last second.
-    pub(super) fn signs(&self) -> impl Iterator<Item = UpstreamSigns> {
-        self.services.iter().map(ServiceWatch::signs)
+            .retain(|name, _| services.iter().any(|service| service.name == *name));
+        let (mut suffering, mut signs) = (Vec::new(), Vec::new());
+        for service in services {
+            let name = &service.name;
+            let watch = self.services.entry(Arc::clone(name)).or_default();
+            if watch.tick(service.vital_signs()) {
+                suffering.push(Arc::clone(name));
+            }
+            signs.push((Arc::clone(name), watch.signs()));
+        }
+        Stress::on(suffering).with_signs(signs)
     }
 }
 
@@ -104,7 +101,7 @@ mod tests {
 
     /// Runs ticks of 100 answers each, with this many failures and this mean duration.
     fn run(
-        watch: &mut StressWatch,
+        watch: &mut ServiceWatch,
         total: &mut VitalSigns,
         ticks: usize,
         failed: u64,
@@ -115,14 +112,14 @@ mod tests {
             total.finished += 100;
             total.failed += failed;
             total.duration_us += 100 * mean_us;
-            suffers = watch.tick(&[*total])[0];
+            suffers = watch.tick(*total);
         }
         suffers
     }
 
     #[test]
     fn a_service_suffers_when_it_fails_or_slows_down_and_not_otherwise() {
-        let mut watch = StressWatch::new(1);
+        let mut watch = ServiceWatch::default();
         let mut total = VitalSigns::default();
         assert!(!run(&mut watch, &mut total, 100, 0, 20_000));
         assert!(run(&mut watch, &mut total, 20, 10, 20_000), "10 % fail");
@@ -143,13 +140,13 @@ mod tests {
 
     #[test]
     fn a_few_answers_say_nothing() {
-        let mut watch = StressWatch::new(1);
+        let mut watch = ServiceWatch::default();
         let one = VitalSigns {
             finished: 5,
             failed: 5,
             duration_us: 0,
         };
-        watch.tick(&[VitalSigns::default()]);
-        assert_eq!(watch.tick(&[one]), [false]);
+        watch.tick(VitalSigns::default());
+        assert!(!watch.tick(one));
     }
 }

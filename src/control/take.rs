@@ -5,16 +5,21 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tidegate_engine::attribute::Schema;
+use tidegate_engine::detect::Detector;
 use tidegate_engine::problem::Problems;
 use tidegate_engine::rules::Rules;
 use tidegate_engine::time::Instant;
 
 use super::{Control, Reload};
 use crate::reload::Loaded;
-use crate::settings::{Service, Settings};
+use crate::settings::Settings;
+use crate::setup::service_specs;
 
 /// The most problems of one reload that are logged line by line.
 const PROBLEMS_LOGGED_MAX: usize = 100;
+/// Settings that are read at the start only.
+const NEED_A_RESTART: [&str; 4] = ["listeners", "admin", "workers", "state"];
 /// How long the same is not said again.
 const SAID_AGAIN_AFTER: Duration = Duration::from_mins(1);
 /// The most different things that are remembered as said.
@@ -25,53 +30,82 @@ impl Control {
     pub fn take(&mut self, loaded: Loaded) {
         let now = self.parts.clock.wall();
         match loaded {
-            Loaded::Changed { rules, settings } => {
-                if let Some(settings) = settings {
-                    self.take_settings(&settings);
-                }
-                self.take_rules(rules, now);
-            }
+            Loaded::Changed { rules, settings } => self.take_changed(rules, settings, now),
             Loaded::Again => self.take_again(now),
             Loaded::Refused { problems, is_asked } => self.refuse(&problems, is_asked, now),
         }
     }
 
-    /// Takes over what the settings say of detection; the rest needs a restart, which is said.
-    fn take_settings(&mut self, new: &Settings) {
-        let mut settings = Settings::clone(&self.parts.settings);
-        settings.detection = new.detection;
-        for service in &mut settings.services {
-            let same = |other: &&Service| other.spec.name == service.spec.name;
-            if let Some(new) = new.services.iter().find(same) {
-                service.detection = new.detection;
+    fn take_changed(&mut self, rules: Rules, settings: Option<Box<Settings>>, now: SystemTime) {
+        let (count, limits) = (rules.rules.len(), rules.limits.len());
+        match settings {
+            None => {
+                self.give_way_to(&rules);
+                self.parts.rules = rules;
+                self.publish();
             }
+            Some(settings) => self.take_settings(*settings, rules),
         }
-        let spec = settings.detection_spec();
-        let is_new = spec != *self.parts.detector.spec();
-        if is_new {
-            self.parts.detector.set_spec(spec);
-            tracing::info!(
-                mode = settings.detection.mode.word(),
-                "the settings of `detection` have changed and are in force"
-            );
-        }
-        let others = settings.differs_in(new);
-        if !others.is_empty() {
-            tracing::warn!(
-                keys = others.join(", "),
-                "these settings have changed and need a restart"
-            );
-        }
-        self.parts.settings = Arc::new(settings);
+        self.succeed(now);
+        tracing::info!(rules = count, limits, "the rules folder was read again");
     }
 
-    fn take_rules(&mut self, rules: Rules, now: SystemTime) {
-        let (count, limits) = (rules.rules.len(), rules.limits.len());
+    /// Puts other settings in force, and the rules that were read with them.
+    fn take_settings(&mut self, mut settings: Settings, rules: Rules) {
+        let before = Arc::clone(&self.parts.setup);
+        keep_what_needs_a_restart(&mut settings, &before.settings);
+        let access_log = self.parts.ground.access_log(&settings, Some(&before));
+        let access_log = access_log.unwrap_or_else(|error| {
+            // It could be opened a moment ago.
+            tracing::error!(%error, "`access_log` cannot be opened; lines go where they went before");
+            settings.access_log.clone_from(&before.settings.access_log);
+            before.access_log.clone()
+        });
+        let changed = before.settings.differs_in(&settings);
+        let schema = if settings.schema == *before.schema {
+            Arc::clone(&before.schema)
+        } else {
+            Arc::new(settings.schema.clone())
+        };
+        if !Arc::ptr_eq(&schema, &before.schema) {
+            self.renew_detector(&schema);
+        }
+        self.parts.detector.set_spec(settings.detection_spec());
         self.give_way_to(&rules);
+        self.parts
+            .operator
+            .read_again(&mut settings.vocabulary(), &rules);
         self.parts.rules = rules;
-        self.succeed(now);
-        self.publish();
-        tracing::info!(rules = count, limits, "the rules folder was read again");
+        let policy = self.compile(&schema, service_specs(&settings));
+        let policy = self.parts.publisher.move_on(policy);
+        if !settings.not_in_force.is_empty() {
+            tracing::warn!(keys = settings.not_in_force.join(", "), "not in force yet");
+        }
+        let ground = &self.parts.ground;
+        let setup = Arc::new(ground.setup(settings, policy, access_log, Some(&before)));
+        self.parts.setup = Arc::clone(&setup);
+        self.parts.setups.send_replace(setup);
+        self.note_published();
+        if !changed.is_empty() {
+            let keys = changed.join(", ");
+            tracing::info!(keys, "settings have changed and are in force");
+        }
+    }
+
+    /// Begins detection anew: what was learnt speaks of other attributes. Incidents stay to be seen.
+    fn renew_detector(&mut self, schema: &Arc<Schema>) {
+        let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
+        let before = &self.parts.detector;
+        let (carried, spec) = (before.carried(wall, now), before.spec().clone());
+        let rules = before.rules(wall, now).len();
+        let mut detector = Detector::new(Arc::clone(schema), spec, self.parts.ground.seed);
+        detector.set_clock(wall, now);
+        detector.carry_on(carried, wall, now);
+        self.parts.detector = detector;
+        tracing::warn!(
+            rules_ended = rules,
+            "the attributes are others now: what is normal is learnt anew, and detected rules have ended"
+        );
     }
 
     /// The files say what is in force. Worth a word only where they had said something else.
@@ -136,6 +170,20 @@ impl Repeats {
         }
         self.said.push_back((what, now));
         true
+    }
+}
+
+/// Leaves what needs a restart as it is, and says so.
+fn keep_what_needs_a_restart(settings: &mut Settings, before: &Settings) {
+    let changed = before.differs_in(settings).into_iter();
+    let keys: Vec<_> = changed.filter(|key| NEED_A_RESTART.contains(key)).collect();
+    settings.listeners.clone_from(&before.listeners);
+    settings.admin.clone_from(&before.admin);
+    settings.workers = before.workers;
+    settings.state.clone_from(&before.state);
+    if !keys.is_empty() {
+        let keys = keys.join(", ");
+        tracing::warn!(keys, "these settings have changed and need a restart");
     }
 }
 

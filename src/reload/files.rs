@@ -2,20 +2,20 @@
 //! now, and what. Reads and understands; puts nothing in force.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tidegate_engine::problem::Problems;
+use tidegate_engine::problem::{Place, Problem, Problems};
 use tidegate_engine::rules::Rules;
 
 use super::Loaded;
 use super::watch::Places;
 use crate::rules_folder::{FileText, parse_texts, read, read_all, survey_of};
-use crate::settings::{RulesFolder, Settings};
+use crate::settings::{AccessLog, RulesFolder, Settings};
 
 /// How often files are read again because they changed while they were read.
 const READS_MAX: usize = 3;
@@ -25,9 +25,11 @@ const READS_MAX: usize = 3;
 pub struct ConfigFiles {
     /// Where the settings are.
     path: PathBuf,
-    /// What they said when they were last read and right.
+    /// What they said when they were last read and right. They name the rules folder.
     settings: Arc<Settings>,
     settings_said: Digest,
+    /// The settings in force.
+    settings_in_force: Digest,
     /// What is in force.
     in_force: Digest,
     /// What was read last, right or wrong.
@@ -58,6 +60,7 @@ impl ConfigFiles {
             path: path.to_owned(),
             settings: Arc::new(settings.clone()),
             settings_said: digest(&text),
+            settings_in_force: digest(&text),
             in_force: 0,
             newest: 0,
             since: HashMap::new(),
@@ -105,15 +108,41 @@ impl ConfigFiles {
 
     fn understand(&mut self, text: &Text) -> Result<Loaded, Problems> {
         let said = digest(&text.settings);
-        let settings = if said == self.settings_said {
-            None
-        } else {
-            let path = self.path.to_string_lossy();
-            Some(Box::new(Settings::parse(&path, &text.settings)?))
-        };
         let rules = parse_texts(&text.rules, &mut self.settings.vocabulary())?;
-        self.settings_said = said;
+        let settings = (said != self.settings_in_force).then(|| Settings::clone(&self.settings));
+        if let Some(settings) = &settings {
+            self.try_access_log(settings)?;
+        }
+        self.settings_in_force = said;
+        let settings = settings.map(Box::new);
         Ok(Loaded::Changed { rules, settings })
+    }
+
+    /// Opens the access log as it will be, for a mistake in it is one in the settings.
+    fn try_access_log(&self, settings: &Settings) -> Result<(), Problem> {
+        let AccessLog::File(path) = &settings.access_log else {
+            return Ok(());
+        };
+        let opened = File::options().create(true).append(true).open(path);
+        opened.map(drop).map_err(|error| {
+            let place = Place::new(&self.path.to_string_lossy(), 1, 1);
+            let path = path.display();
+            let text = format!(
+                "access_log: `{path}` cannot be opened: {error}; name a file in a folder that can be written"
+            );
+            Problem::new(place, &text)
+        })
+    }
+
+    /// Understands the settings, where they say something else than before: they name the rules folder.
+    fn understand_settings(&mut self, text: &str) -> Result<(), Problems> {
+        let said = digest(text);
+        if said != self.settings_said {
+            let settings = Settings::parse(&self.path.to_string_lossy(), text)?;
+            self.settings = Arc::new(settings);
+            self.settings_said = said;
+        }
+        Ok(())
     }
 
     /// Reads all, and what of it cannot be read is part of what is hashed.
@@ -125,6 +154,11 @@ impl ConfigFiles {
             String::new()
         });
         settings.hash(&mut hasher);
+        if problems.is_empty()
+            && let Err(more) = self.understand_settings(&settings)
+        {
+            problems.extend(more);
+        }
         let rules = match survey_of(&self.settings.rules) {
             Ok(survey) => {
                 let (rules, more) = read_all(&survey.files, now);

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use super::address::TrustedProxies;
 use super::guard::{ConnectionState, Guard, HEAD_BYTES_MAX, Phase};
-use super::serve::Worker;
+use super::worker::Workbench;
 
 /// The pause after an accept that failed for want of something (descriptors, memory), so that the
 /// loop does not spin while there is none.
@@ -84,7 +84,7 @@ impl Drop for Counted {
 pub(crate) async fn accept(
     listener: TcpListener,
     trusted: Arc<TrustedProxies>,
-    worker: Rc<Worker>,
+    bench: Rc<Workbench>,
     open: Rc<OpenConnections>,
     mut drain: Drain,
 ) {
@@ -97,10 +97,10 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                begin(stream, peer, &trusted, &worker, &open, &drain);
+                begin(stream, peer, &trusted, &bench, &open, &drain);
             }
             Err(error) => {
-                worker.metrics.accept_errors_total.inc();
+                bench.metrics.accept_errors_total.inc();
                 if is_one_connections_fault(&error) {
                     continue;
                 }
@@ -117,7 +117,7 @@ pub(crate) async fn accept(
     }
     // What the kernel has already accepted for this listener would be reset when it closes.
     while let Some(Ok((stream, peer))) = poll_once(listener.accept()).await {
-        begin(stream, peer, &trusted, &worker, &open, &drain);
+        begin(stream, peer, &trusted, &bench, &open, &drain);
     }
 }
 
@@ -144,27 +144,27 @@ fn begin(
     stream: TcpStream,
     peer: SocketAddr,
     trusted: &Arc<TrustedProxies>,
-    worker: &Rc<Worker>,
+    bench: &Rc<Workbench>,
     open: &Rc<OpenConnections>,
     drain: &Drain,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    worker.metrics.connections_total.inc();
+    bench.metrics.connections_total.inc();
     let peer = peer.ip().to_canonical();
     let connection = Rc::new(Connection {
-        state: ConnectionState::new(&worker.now),
+        state: ConnectionState::new(&bench.now),
         peer,
         peer_text: HeaderValue::try_from(peer.to_string())
             .unwrap_or(HeaderValue::from_static("unknown")),
         is_trusted: trusted.contains(peer),
         trusted: Arc::clone(trusted),
     });
-    let counted = Counted::begin(open, &worker.metrics.connections);
-    let (worker, drain) = (Rc::clone(worker), drain.clone());
+    let counted = Counted::begin(open, &bench.metrics.connections);
+    let (bench, drain) = (Rc::clone(bench), drain.clone());
     tokio::task::spawn_local(async move {
-        serve_connection(stream, connection, worker, drain).await;
+        serve_connection(stream, connection, bench, drain).await;
         drop(counted);
     });
 }
@@ -173,13 +173,13 @@ fn begin(
 async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: S,
     connection: Rc<Connection>,
-    worker: Rc<Worker>,
+    bench: Rc<Workbench>,
     mut drain: Drain,
 ) {
     let state = Rc::clone(&connection.state);
-    let metrics = Arc::clone(&worker.metrics);
+    let metrics = Arc::clone(&bench.metrics);
     let service = service_fn(move |request: Request<Incoming>| {
-        Rc::clone(&worker).serve(request, Rc::clone(&connection))
+        bench.worker().serve(request, Rc::clone(&connection))
     });
     let guard = Guard::new(stream, Rc::clone(&state));
     let mut http = pin!(

@@ -10,17 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use prometheus::local::LocalHistogram;
 use tidegate_engine::attribute::{AttributeId, Schema};
 use tidegate_engine::request::RequestFacts;
 use tidegate_engine::time::Instant;
 
-use super::admit::Admission;
 use super::guard::ConnectionState;
-use super::inflight::{Inflight, Ticket};
+use super::inflight::Ticket;
+use super::service::Service;
 use crate::access_log::AccessLog;
 use crate::clock::Clock;
-use crate::metrics::WorkerMetrics;
-use crate::vitals::Vitals;
+use crate::upstream::Upstream;
 
 /// The longest value in a log line, in bytes; the rest is cut and `…` put in its place.
 const LOGGED_BYTES_MAX: usize = 512;
@@ -32,11 +32,8 @@ const LINES_KEPT: usize = 64;
 pub(crate) struct Observer {
     pub(crate) clock: Clock,
     pub(crate) schema: Arc<Schema>,
-    pub(crate) metrics: WorkerMetrics,
-    pub(crate) vitals: Arc<Vitals>,
-    pub(crate) admission: Arc<Admission>,
-    pub(crate) inflight: RefCell<Inflight>,
-    pub(crate) access_log: RefCell<AccessLog>,
+    decisions: LocalHistogram,
+    access_log: RefCell<AccessLog>,
     /// Buffers of finished lines, to be used again.
     lines: RefCell<Vec<Vec<u8>>>,
     /// The second that was written last, and its text up to the seconds.
@@ -52,10 +49,7 @@ impl Observer {
     pub(crate) fn new(
         clock: Clock,
         schema: Arc<Schema>,
-        metrics: WorkerMetrics,
-        vitals: Arc<Vitals>,
-        admission: Arc<Admission>,
-        inflight: Inflight,
+        decisions: LocalHistogram,
         access_log: AccessLog,
     ) -> Self {
         let key = |name: &str| {
@@ -69,10 +63,7 @@ impl Observer {
             attribute_keys: schema.iter().map(|(_, spec)| key(&spec.name)).collect(),
             clock,
             schema,
-            metrics,
-            vitals,
-            admission,
-            inflight: RefCell::new(inflight),
+            decisions,
             access_log: RefCell::new(access_log),
             lines: RefCell::default(),
             second: RefCell::default(),
@@ -82,23 +73,27 @@ impl Observer {
     /// Hands over what was counted; called ten times a second.
     pub(crate) fn flush(&self) {
         self.wall_at_zero.set(wall_at_zero(self.clock));
-        self.metrics.flush();
-        self.inflight.borrow().publish();
+        self.decisions.flush();
         self.access_log.borrow_mut().flush();
     }
 
-    /// Begins the observation of a request of a service (beyond the last: none).
+    /// Notes how long a decision took.
+    pub(crate) fn decided(&self, took: Duration) {
+        self.decisions.observe(took.as_secs_f64());
+    }
+
+    /// Begins the observation of a request of a service.
     pub(crate) fn begin(
         self: &Rc<Self>,
-        service: usize,
+        service: &Rc<Service>,
         began: Instant,
         connection: Rc<ConnectionState>,
     ) -> Observation {
-        let ticket = self.inflight.borrow_mut().begin(service, began);
+        let ticket = service.begin(began);
         Observation {
             observer: Rc::clone(self),
             connection,
-            service,
+            service: Rc::clone(service),
             began,
             ticket: Some(ticket),
             is_admitted: false,
@@ -207,7 +202,7 @@ pub(crate) struct Loggable<'a> {
 pub(crate) struct Observation {
     observer: Rc<Observer>,
     connection: Rc<ConnectionState>,
-    service: usize,
+    service: Rc<Service>,
     began: Instant,
     ticket: Option<Ticket>,
     is_admitted: bool,
@@ -228,8 +223,8 @@ pub(crate) struct Observation {
 
 impl Observation {
     /// Takes a place in the service; it is given back when the request ends. False: there is none.
-    pub(crate) fn admit(&mut self, service: usize) -> bool {
-        self.is_admitted = self.observer.admission.enter(service);
+    pub(crate) fn admit(&mut self) -> bool {
+        self.is_admitted = self.service.shared.places.enter();
         self.is_admitted
     }
 
@@ -254,9 +249,9 @@ impl Observation {
     }
 
     /// Notes that the upstream broke off or stalled in the middle of its answer.
-    pub(crate) fn upstream_broke_off(&mut self, upstream: usize) {
+    pub(crate) fn upstream_broke_off(&mut self, upstream: &Upstream) {
         self.fault = "http_response_incomplete";
-        self.observer.metrics.upstream_failed(upstream, self.fault);
+        upstream.failures.count(self.fault);
     }
 
     /// Adds the rule or limit that decided to the log line.
@@ -273,18 +268,16 @@ impl Drop for Observation {
         let now = self.observer.clock.now();
         let duration = now.since(self.began);
         if let Some(ticket) = self.ticket.take() {
-            self.observer.inflight.borrow_mut().end(ticket);
+            self.service.end(ticket, self.outcome, duration);
         }
+        let shared = &self.service.shared;
         if self.is_admitted {
-            self.observer.admission.leave(self.service);
+            shared.places.leave();
         }
-        self.observer
-            .metrics
-            .finished(self.service, self.outcome, duration);
         if self.outcome == "forward" {
             let failed = self.status >= 500 || self.fault == "http_response_incomplete";
             let waited = self.answered_after.unwrap_or(duration);
-            self.observer.vitals.finished(self.service, failed, waited);
+            shared.vitals.finished(failed, waited);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";

@@ -1,6 +1,7 @@
 //! Serves one request: the whole way, in the order it happens.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue};
@@ -19,6 +20,7 @@ use super::headers::{Fields, ForwardedFacts, RequestIds, prepare_request, reques
 use super::identify::{Identify, Readable};
 use super::observe::{Loggable, Observation, Observer};
 use super::refuse::Refuse;
+use super::service::Service;
 use super::set_route;
 use super::target::{Invalid, Target, check_framing};
 use crate::clock::Clock;
@@ -41,36 +43,58 @@ const SMALL_BODY_TIMEOUT: Duration = Duration::from_millis(500);
 #[error("the connection is closed without an answer")]
 pub(crate) struct Dropped;
 
-/// One worker: everything that a request meets on its way.
+/// One worker under the settings in force: everything that a request meets on its way.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) clock: Clock,
-    /// The time, a tenth of a second late at most.
-    pub(crate) now: Rc<std::cell::Cell<tokio::time::Instant>>,
-    pub(crate) identify: std::sync::Arc<Identify>,
+    pub(crate) identify: Arc<Identify>,
     pub(crate) policy: PolicyReader,
     pub(crate) recorder: Recorder,
     pub(crate) recent: RecentRecorder,
     pub(crate) observer: Rc<Observer>,
-    pub(crate) refuse: Refuse,
-    pub(crate) request_ids: RequestIds,
-    /// All upstreams, and which of them each service goes to.
-    pub(crate) upstreams: Vec<Rc<Upstream>>,
-    pub(crate) service_upstreams: Vec<usize>,
-    pub(crate) metrics: std::sync::Arc<Metrics>,
-    pub(crate) tarpitted: std::cell::Cell<u64>,
+    pub(crate) refuse: Rc<Refuse>,
+    pub(crate) request_ids: Rc<RequestIds>,
+    /// All services, in the order of the policy, each with its upstream.
+    pub(crate) services: Vec<(Rc<Service>, Rc<Upstream>)>,
+    /// For requests that belong to none of them.
+    pub(crate) no_service: Rc<Service>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tarpitted: Rc<std::cell::Cell<u64>>,
 }
 
 /// What was decided about a request, and what later stages need of it.
 struct Decided {
     verdict: Verdict,
-    service: usize,
-    upstream: usize,
+    upstream: Rc<Upstream>,
     instance: u64,
     observation: Observation,
 }
 
 impl Worker {
+    /// Hands over what was counted, and closes connections that were not used for a while. Called ten
+    /// times a second.
+    pub(crate) fn flush(&self) {
+        self.observer.flush();
+        self.no_service.flush();
+        for (service, upstream) in &self.services {
+            service.flush();
+            upstream.sweep();
+        }
+    }
+
+    /// Returns whether requests are under way that began with it.
+    pub(crate) fn is_busy(&self) -> bool {
+        Rc::strong_count(&self.observer) > 1
+    }
+
+    /// Returns how many requests are in flight, those that began under settings of before included
+    /// where their service is still there.
+    pub(crate) fn in_flight(&self) -> u64 {
+        let services = self.services.iter().map(|(service, _)| service);
+        let all = services.chain([&self.no_service]);
+        all.map(|service| service.in_flight()).sum()
+    }
+
     /// Serves one request.
     pub(crate) async fn serve(
         self: Rc<Self>,
@@ -99,14 +123,13 @@ impl Worker {
         };
         let Decided {
             verdict,
-            service,
             upstream,
             instance,
             mut observation,
         } = decided;
         match verdict {
-            Verdict::Forward | Verdict::Allow { .. } if observation.admit(service) => Ok(self
-                .forward(request, fields, upstream, &connection, &id, observation)
+            Verdict::Forward | Verdict::Allow { .. } if observation.admit() => Ok(self
+                .forward(request, fields, &upstream, &connection, &id, observation)
                 .await),
             Verdict::Forward | Verdict::Allow { .. } => {
                 observation.outcome = "shed";
@@ -134,7 +157,7 @@ impl Worker {
         id: &HeaderValue,
     ) -> Result<Decided, Box<(NoDecision, Observation)>> {
         let began = self.clock.now();
-        let observe = |service| {
+        let observe = |service: &Rc<Service>| {
             self.observer
                 .begin(service, began, Rc::clone(&connection.state))
         };
@@ -152,7 +175,7 @@ impl Worker {
         })
         .and_then(|()| Target::read(request.method(), uri, request.version(), headers));
         let refuse = |invalid, host: &str| {
-            let mut observation = observe(usize::MAX);
+            let mut observation = observe(&self.no_service);
             observation.outcome = "invalid";
             let path = uri.path();
             let loggable = Loggable {
@@ -186,11 +209,11 @@ impl Worker {
                 facts.mark_trusted_proxy();
             }
             let route = policy.route(host, path);
-            let service = route.map_or(usize::MAX, |route| route.index);
+            let served = route.and_then(|route| self.services.get(route.index));
             if let Some(route) = &route {
                 set_route(&mut facts, route);
             }
-            let mut observation = observe(service);
+            let mut observation = observe(served.map_or(&self.no_service, |(service, _)| service));
             let loggable = Loggable {
                 began,
                 peer: (connection.peer, &connection.peer_text),
@@ -201,10 +224,10 @@ impl Worker {
                 facts: Some(&facts),
             };
             observation.line = self.observer.line(&loggable);
-            if route.is_none() {
+            let Some((_, upstream)) = served else {
                 observation.outcome = "unmatched";
                 return Err(Box::new((NoDecision::NoService, observation)));
-            }
+            };
             let verdict = policy.decide(&facts, began);
             self.recorder.record(
                 &facts,
@@ -213,20 +236,14 @@ impl Worker {
                 },
             );
             self.recent.note(&facts, &verdict, id.as_bytes(), began);
-            self.observer.metrics.decided(self.clock.now().since(began));
+            self.observer.decided(self.clock.now().since(began));
             observation.outcome = verdict.word();
             if let Some(cause) = verdict.cause() {
                 observation.log_cause(cause.as_str());
             }
-            let upstream = self
-                .service_upstreams
-                .get(service)
-                .copied()
-                .unwrap_or(usize::MAX);
             Ok(Decided {
                 verdict,
-                service,
-                upstream,
+                upstream: Rc::clone(upstream),
                 instance: facts.instance(),
                 observation,
             })
@@ -237,14 +254,11 @@ impl Worker {
         &self,
         mut request: Request<Incoming>,
         fields: Fields,
-        upstream: usize,
+        upstream: &Rc<Upstream>,
         connection: &Rc<Connection>,
         id: &HeaderValue,
         observation: Observation,
     ) -> Response<ReplyBody> {
-        let Some(upstream) = self.upstreams.get(upstream) else {
-            return Refuse::unmatched(id, observation);
-        };
         if !fields.host
             && let Some(host) = upstream
                 .spec
@@ -266,9 +280,7 @@ impl Worker {
         match forward(upstream, request, id, observation, retries).await {
             Ok(response) => response,
             Err((error, mut observation)) => {
-                self.observer
-                    .metrics
-                    .upstream_failed(upstream.index, error.word());
+                upstream.failures.count(error.word());
                 tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
                 observation.fault = error.word();
                 let mut response = self.refuse.upstream(&error, id, observation);

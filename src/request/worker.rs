@@ -1,6 +1,6 @@
 //! One worker: a thread with a runtime, listeners, connections and counters of its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -18,20 +18,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::accept::{OpenConnections, accept};
 use super::address::TrustedProxies;
-use super::admit::Admission;
 use super::headers::RequestIds;
-use super::identify::Identify;
-use super::inflight::{Inflight, InflightBoard};
 use super::observe::Observer;
 use super::refuse::Refuse;
 use super::serve::Worker;
-use crate::access_log::AccessLogSender;
+use super::service::Service;
 use crate::clock::Clock;
-use crate::handover::PolicyReader;
-use crate::metrics::{Metrics, WorkerMetrics};
-use crate::settings::Upstream as UpstreamSpec;
+use crate::metrics::Metrics;
+use crate::setup::Setup;
 use crate::upstream::Upstream;
-use crate::vitals::Vitals;
 
 /// How often a worker hands over what it counted and closes what it no longer needs.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(100);
@@ -50,30 +45,10 @@ pub struct WorkerParts {
     pub listeners: Vec<(StdListener, Vec<IpNet>)>,
     /// The clock of the process.
     pub clock: Clock,
-    /// Who is who.
-    pub identify: Arc<Identify>,
-    /// What is in force.
-    pub policy: PolicyReader,
-    /// Where arrivals are counted.
-    pub recorder: Recorder,
-    /// Its part of the sample of recent requests.
-    pub recent: RecentRecorder,
-    /// All upstreams.
-    pub upstreams: Vec<UpstreamSpec>,
-    /// Names of all services.
-    pub services: Vec<Arc<str>>,
-    /// For each service its upstream.
-    pub service_upstreams: Vec<usize>,
+    /// What is in force of the settings.
+    pub setups: watch::Receiver<Arc<Setup>>,
     /// All series.
     pub metrics: Arc<Metrics>,
-    /// How the upstreams do.
-    pub vitals: Arc<Vitals>,
-    /// How many may be in each service.
-    pub admission: Arc<Admission>,
-    /// Who is in flight.
-    pub inflight: Arc<InflightBoard>,
-    /// Where log lines go.
-    pub access_log: AccessLogSender,
     /// A random number, different for each worker.
     pub random: u64,
     /// Turns true when the drain begins.
@@ -141,70 +116,164 @@ pub fn run(parts: WorkerParts) -> io::Result<()> {
 }
 
 async fn work(parts: WorkerParts) -> io::Result<()> {
-    let mut listeners = Vec::new();
-    for (listener, trusted) in parts.listeners {
-        listeners.push((
-            TcpListener::from_std(listener)?,
-            Arc::new(TrustedProxies::new(trusted)),
-        ));
-    }
-    let upstream_names: Vec<Arc<str>> = parts
-        .upstreams
-        .iter()
-        .map(|spec| Arc::clone(&spec.name))
-        .collect();
-    let metrics = Arc::clone(&parts.metrics);
-    let observer = Rc::new(Observer::new(
+    let mut setups = parts.setups;
+    let first = Arc::clone(&setups.borrow_and_update());
+    let bench = Rc::new(Workbench::new(
+        parts.number,
         parts.clock,
-        Arc::clone(parts.identify.schema()),
-        WorkerMetrics::new(&metrics, &parts.services, &upstream_names),
-        parts.vitals,
-        parts.admission,
-        Inflight::new(parts.inflight, parts.number),
-        parts.access_log.worker(&metrics),
-    ));
-    // Only the workers' senders may be left, or the writer would wait for ever for this one.
-    drop(parts.access_log);
-    let now = Rc::new(Cell::new(Instant::now()));
-    let upstreams = parts
-        .upstreams
-        .into_iter()
-        .enumerate()
-        .map(|(index, spec)| {
-            let open = metrics
-                .upstream_connections
-                .with_label_values(&[&*spec.name]);
-            Upstream::new(spec, index, open, Rc::clone(&now))
-        });
-    let upstreams = upstreams.collect();
-    let worker = Rc::new(Worker {
-        clock: parts.clock,
-        now,
-        identify: parts.identify,
-        policy: parts.policy,
-        recorder: parts.recorder,
-        recent: parts.recent,
-        observer,
-        refuse: Refuse::new(parts.random),
-        request_ids: RequestIds::new(parts.random),
-        upstreams,
-        service_upstreams: parts.service_upstreams,
-        metrics,
-        tarpitted: Cell::new(0),
-    });
+        &parts.metrics,
+        parts.random,
+        &first,
+    )?);
+    // Setups hold the access log open, whose writer is waited for in the end.
+    drop(first);
     let open = Rc::new(OpenConnections::default());
-    for (listener, trusted) in listeners {
-        let (worker, open, drain) = (Rc::clone(&worker), Rc::clone(&open), parts.drain.clone());
-        tokio::task::spawn_local(accept(listener, trusted, worker, open, drain));
+    for (listener, trusted) in parts.listeners {
+        let listener = TcpListener::from_std(listener)?;
+        let trusted = Arc::new(TrustedProxies::new(trusted));
+        let (bench, open, drain) = (Rc::clone(&bench), Rc::clone(&open), parts.drain.clone());
+        tokio::task::spawn_local(accept(listener, trusted, bench, open, drain));
     }
-    keep_house(&worker, &open, parts.drain, parts.drain_timeout).await;
-    worker.observer.flush();
+    keep_house(&bench, setups, &open, parts.drain, parts.drain_timeout).await;
+    bench.flush();
     Ok(())
+}
+
+/// Where a worker stands: itself under the settings in force, and under those of before as long as
+/// requests are under way that began with them.
+#[derive(Debug)]
+pub(crate) struct Workbench {
+    number: usize,
+    /// The time, a tenth of a second late at most.
+    pub(crate) now: Rc<Cell<Instant>>,
+    pub(crate) metrics: Arc<Metrics>,
+    worker: RefCell<Rc<Worker>>,
+    former: RefCell<Vec<Rc<Worker>>>,
+}
+
+impl Workbench {
+    fn new(
+        number: usize,
+        clock: Clock,
+        metrics: &Arc<Metrics>,
+        random: u64,
+        setup: &Setup,
+    ) -> io::Result<Self> {
+        let now = Rc::new(Cell::new(Instant::now()));
+        let no_service = Service::new(&setup.no_service, number, metrics);
+        let worker = Worker {
+            clock,
+            identify: Arc::clone(&setup.identify),
+            policy: setup.policy.clone(),
+            recorder: recorder(setup, number)?,
+            recent: recent(setup, number)?,
+            observer: observer(setup, clock, metrics),
+            refuse: Rc::new(Refuse::new(random)),
+            request_ids: Rc::new(RequestIds::new(random)),
+            services: services(setup, &[], number, metrics, &now),
+            no_service: Rc::new(no_service),
+            metrics: Arc::clone(metrics),
+            tarpitted: Rc::default(),
+        };
+        Ok(Self {
+            number,
+            now,
+            metrics: Arc::clone(metrics),
+            worker: RefCell::new(Rc::new(worker)),
+            former: RefCell::default(),
+        })
+    }
+
+    /// Returns the worker under the settings in force, for one request.
+    pub(crate) fn worker(&self) -> Rc<Worker> {
+        Rc::clone(&self.worker.borrow())
+    }
+
+    /// Puts another setup in force for every request that begins from now on.
+    fn change_to(&self, setup: &Setup) -> io::Result<()> {
+        let before = self.worker();
+        let (number, metrics) = (self.number, &self.metrics);
+        let worker = Worker {
+            clock: before.clock,
+            identify: Arc::clone(&setup.identify),
+            policy: setup.policy.clone(),
+            recorder: recorder(setup, number)?,
+            recent: recent(setup, number)?,
+            observer: observer(setup, before.clock, metrics),
+            refuse: Rc::clone(&before.refuse),
+            request_ids: Rc::clone(&before.request_ids),
+            services: services(setup, &before.services, number, metrics, &self.now),
+            no_service: Rc::clone(&before.no_service),
+            metrics: Arc::clone(metrics),
+            tarpitted: Rc::clone(&before.tarpitted),
+        };
+        *self.worker.borrow_mut() = Rc::new(worker);
+        self.former.borrow_mut().push(before);
+        Ok(())
+    }
+
+    /// Hands over what was counted, and closes what is no longer needed.
+    fn flush(&self) {
+        self.worker().flush();
+        self.former.borrow_mut().retain(|worker| {
+            worker.flush();
+            Rc::strong_count(worker) > 1 || worker.is_busy()
+        });
+    }
+
+    /// Returns how many requests are in flight.
+    fn in_flight(&self) -> u64 {
+        self.worker().in_flight()
+    }
+}
+
+fn recorder(setup: &Setup, number: usize) -> io::Result<Recorder> {
+    let recorder = setup.traffic.recorder(number);
+    recorder.ok_or_else(|| io::Error::other("a worker has no counters"))
+}
+
+fn recent(setup: &Setup, number: usize) -> io::Result<RecentRecorder> {
+    let recorder = setup.recent.recorder(number);
+    recorder.ok_or_else(|| io::Error::other("a worker has no sample"))
+}
+
+fn observer(setup: &Setup, clock: Clock, metrics: &Arc<Metrics>) -> Rc<Observer> {
+    let access_log = setup.access_log.worker(metrics);
+    let decisions = metrics.decision_seconds.local();
+    let schema = Arc::clone(&setup.schema);
+    Rc::new(Observer::new(clock, schema, decisions, access_log))
+}
+
+/// Returns the services of a setup with their upstreams; those of `before` that are still the same go on.
+fn services(
+    setup: &Setup,
+    before: &[(Rc<Service>, Rc<Upstream>)],
+    number: usize,
+    metrics: &Metrics,
+    now: &Rc<Cell<Instant>>,
+) -> Vec<(Rc<Service>, Rc<Upstream>)> {
+    let each = setup.services.iter().zip(setup.upstreams());
+    let made = each.map(|(shared, spec)| {
+        let known = before
+            .iter()
+            .find(|(service, _)| Arc::ptr_eq(&service.shared, shared));
+        let service = match known {
+            Some((service, _)) => Rc::clone(service),
+            None => Rc::new(Service::new(shared, number, metrics)),
+        };
+        let upstream = match known {
+            Some((_, upstream)) if upstream.spec == *spec => Rc::clone(upstream),
+            _ => Upstream::new(spec.clone(), metrics, Rc::clone(now)),
+        };
+        (service, upstream)
+    });
+    made.collect()
 }
 
 /// Does what must be done now and then, until the worker is drained or out of time.
 async fn keep_house(
-    worker: &Worker,
+    bench: &Workbench,
+    mut setups: watch::Receiver<Arc<Setup>>,
     open: &OpenConnections,
     mut drain: watch::Receiver<bool>,
     drain_timeout: Duration,
@@ -212,27 +281,34 @@ async fn keep_house(
     let mut ticks = interval(HOUSEKEEPING_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut deadline: Option<Instant> = None;
+    let mut has_news = true;
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             _ = drain.wait_for(|begun| *begun), if deadline.is_none() => {
                 deadline = Some(Instant::now() + drain_timeout);
             }
+            changed = setups.changed(), if has_news => match changed {
+                Ok(()) => {
+                    let setup = Arc::clone(&setups.borrow_and_update());
+                    if let Err(error) = bench.change_to(&setup) {
+                        tracing::error!(%error, "a worker cannot take the new settings over");
+                    }
+                }
+                // The control side has ended; what is in force stays.
+                Err(_gone) => has_news = false,
+            },
         }
-        worker.now.set(Instant::now());
-        worker.observer.flush();
-        for upstream in &worker.upstreams {
-            upstream.sweep();
-        }
+        bench.now.set(Instant::now());
+        bench.flush();
         let Some(deadline) = deadline else { continue };
         if open.count() == 0 {
             return;
         }
         if Instant::now() >= deadline {
-            let requests = worker.observer.inflight.borrow().count();
             tracing::warn!(
                 connections = open.count(),
-                requests,
+                requests = bench.in_flight(),
                 "the drain ran out of time"
             );
             return;

@@ -1,4 +1,4 @@
-//! One worker's connections to one upstream.
+//! One worker's connections to the upstream of one service.
 //!
 //! A connection is driven by whoever uses it, in the task of the client's connection: a request that
 //! wakes one task and not two costs less. Only while a request's body is still on its way when the
@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::UpstreamError;
 use crate::alarm::Alarm;
+use crate::metrics::{Metrics, UpstreamFailures};
 use crate::request::{HeadCopy, RequestBody};
 use crate::settings::Upstream as UpstreamSpec;
 
@@ -41,13 +42,13 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// The largest response head, in bytes.
 const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// One worker's side of one upstream.
+/// One worker's side of the upstream of one service.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     /// What the operator wants.
     pub(crate) spec: UpstreamSpec,
-    /// Its place among all upstreams.
-    pub(crate) index: usize,
+    /// What it failed to answer.
+    pub(crate) failures: UpstreamFailures,
     now: Rc<Cell<Instant>>,
     idle: RefCell<VecDeque<Idle>>,
     in_use: Cell<usize>,
@@ -211,9 +212,9 @@ impl Lease {
         };
     }
 
-    /// Returns the place of the connection's upstream among all upstreams.
-    pub(crate) fn upstream_index(&self) -> usize {
-        self.place.0.index
+    /// Returns the upstream of the connection.
+    pub(crate) fn upstream(&self) -> &Upstream {
+        &self.place.0
     }
 
     /// Gives the connection back after the answer's last byte was read.
@@ -266,15 +267,13 @@ impl Upstream {
     /// Begins without connections.
     ///
     /// `now` is the time, a tenth of a second late at most, kept up to date by the worker.
-    pub(crate) fn new(
-        spec: UpstreamSpec,
-        index: usize,
-        open: IntGauge,
-        now: Rc<Cell<Instant>>,
-    ) -> Rc<Self> {
+    pub(crate) fn new(spec: UpstreamSpec, metrics: &Metrics, now: Rc<Cell<Instant>>) -> Rc<Self> {
+        let open = metrics
+            .upstream_connections
+            .with_label_values(&[&*spec.name]);
         Rc::new(Self {
+            failures: UpstreamFailures::new(metrics, &spec.name),
             spec,
-            index,
             now,
             idle: RefCell::default(),
             in_use: Cell::new(0),
@@ -334,8 +333,10 @@ impl Upstream {
         found
     }
 
-    /// Closes connections that were not used for a while. Called ten times a second.
+    /// Closes connections that were not used for a while, and hands over what was counted. Called ten
+    /// times a second.
     pub(crate) fn sweep(&self) {
+        self.failures.flush();
         let now = Instant::now();
         self.idle
             .borrow_mut()

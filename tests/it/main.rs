@@ -13,6 +13,7 @@ mod keeping;
 mod refusals;
 mod reload_and_drain;
 mod replay;
+mod settings_reload;
 mod timeouts;
 mod upstream_faults;
 mod watching;

@@ -1,0 +1,163 @@
+//! What is in force of the settings: everything that a request meets, made anew when they change.
+//!
+//! A setup is immutable and handed to the workers whole, as a policy is. A request keeps the one that it
+//! began with, so nothing that is under way notices a change. What has a memory (the places and counts of
+//! a service, the traffic counters, the sample of recent requests, the access log) goes on from one setup
+//! to the next where it is still the same thing.
+
+use std::io;
+use std::sync::Arc;
+
+use tidegate_engine::attribute::Schema;
+use tidegate_engine::recent::Recent;
+use tidegate_engine::request::HashKey;
+use tidegate_engine::service::ServiceSpec;
+use tidegate_engine::traffic::Traffic;
+
+use crate::access_log::{AccessLogSender, AccessLogs};
+use crate::handover::PolicyReader;
+use crate::metrics::NO_SERVICE;
+use crate::request::identify::Identify;
+use crate::service::SharedService;
+use crate::settings::{Settings, Upstream};
+
+/// What the setups of one process have in common.
+#[derive(Debug)]
+pub struct Ground {
+    /// Workers that are running.
+    pub workers: usize,
+    /// Decides what is sampled, nothing else.
+    pub seed: u64,
+    /// The key of all hashes.
+    pub key: HashKey,
+    /// Opens access logs.
+    pub access_logs: AccessLogs,
+}
+
+/// What is in force of the settings.
+#[derive(Debug)]
+pub struct Setup {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// All attributes.
+    pub schema: Arc<Schema>,
+    /// The policy in force under these settings.
+    pub policy: PolicyReader,
+    /// Who is who.
+    pub identify: Arc<Identify>,
+    /// What all workers count.
+    pub traffic: Arc<Traffic>,
+    /// The recent requests.
+    pub recent: Arc<Recent>,
+    /// The services in their order.
+    pub services: Vec<Arc<SharedService>>,
+    /// For requests that belong to none of them.
+    pub no_service: Arc<SharedService>,
+    /// Where log lines go.
+    pub access_log: AccessLogSender,
+}
+
+impl Setup {
+    /// Returns the upstream of each service.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        let upstreams = &self.settings.upstreams;
+        let named = |name: &Arc<str>| upstreams.iter().find(|upstream| upstream.name == *name);
+        // The settings name only upstreams that there are.
+        let services = self.settings.services.iter();
+        services.filter_map(move |service| named(&service.upstream))
+    }
+}
+
+/// Returns the services of the settings in their order, as policies take them.
+pub fn service_specs(settings: &Settings) -> Arc<[ServiceSpec]> {
+    let services = settings.services.iter();
+    services.map(|service| service.spec.clone()).collect()
+}
+
+impl Ground {
+    /// Returns where log lines go under these settings.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened.
+    pub fn access_log(
+        &self,
+        settings: &Settings,
+        before: Option<&Setup>,
+    ) -> io::Result<AccessLogSender> {
+        match before {
+            Some(before) if before.settings.access_log == settings.access_log => {
+                Ok(before.access_log.clone())
+            }
+            _ => self.access_logs.open(&settings.access_log),
+        }
+    }
+
+    /// Makes a setup, the first or that which follows `before`. `policy` is one of these settings.
+    pub fn setup(
+        &self,
+        settings: Settings,
+        policy: PolicyReader,
+        access_log: AccessLogSender,
+        before: Option<&Setup>,
+    ) -> Setup {
+        let same_schema = before.filter(|before| *before.schema == settings.schema);
+        let schema = match same_schema {
+            Some(before) => Arc::clone(&before.schema),
+            None => Arc::new(settings.schema.clone()),
+        };
+        let (traffic, recent) = match same_schema {
+            Some(before) => (Arc::clone(&before.traffic), Arc::clone(&before.recent)),
+            None => self.counters(&schema),
+        };
+        let no_service = match before {
+            Some(before) => Arc::clone(&before.no_service),
+            None => SharedService::new(Arc::from(NO_SERVICE), 0, self.workers),
+        };
+        let key = self.key.clone();
+        Setup {
+            policy,
+            identify: Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity)),
+            schema,
+            traffic,
+            recent,
+            services: self.services(&settings, before),
+            no_service,
+            access_log,
+            settings: Arc::new(settings),
+        }
+    }
+
+    fn counters(&self, schema: &Schema) -> (Arc<Traffic>, Arc<Recent>) {
+        let traffic = Traffic::new(schema, self.workers, self.seed);
+        let left_out = traffic.columns().left_out(schema);
+        if !left_out.is_empty() {
+            tracing::warn!(
+                attributes = left_out.join(", "),
+                "these attributes take no part in detection, for there is room for nine of your own; \
+                 name what tells sources apart first in `identity.attributes`"
+            );
+        }
+        let recent = Recent::new(self.workers, self.seed);
+        (Arc::new(traffic), Arc::new(recent))
+    }
+
+    fn services(&self, settings: &Settings, before: Option<&Setup>) -> Vec<Arc<SharedService>> {
+        let known = |name: &Arc<str>| {
+            let services = before.into_iter().flat_map(|before| &before.services);
+            services.into_iter().find(|service| service.name == *name)
+        };
+        let services = settings.services.iter();
+        let shared = services.map(|service| {
+            let (name, max) = (&service.spec.name, service.concurrency.max);
+            match known(name) {
+                Some(shared) => {
+                    shared.set_max(max);
+                    Arc::clone(shared)
+                }
+                None => SharedService::new(Arc::clone(name), max, self.workers),
+            }
+        });
+        shared.collect()
+    }
+}
