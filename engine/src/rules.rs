@@ -238,5 +238,10 @@ pub const DETECTED_PREFIX: &str = "detected-";
 /// source.
 pub const RAMP_SUFFIX: &str = "-ramp";
 
+/// Returns the name by which an incident knows a detected rule: a block on its way is part of another.
+pub fn whole_rule(name: &str) -> &str {
+    name.strip_suffix(RAMP_SUFFIX).unwrap_or(name)
+}
+
 /// How long detected rules live at first.
 pub const DETECTED_TTL: Duration = Duration::from_mins(1);

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tidegate_engine::attribute::Schema;
 use tidegate_engine::detect::Incident;
 use tidegate_engine::policy::{Policy, RuleInForce};
-use tidegate_engine::rules::Action;
+use tidegate_engine::rules::{Action, whole_rule};
 use tidegate_engine::time::Instant;
 
 use super::{Admin, Answer, json_answer, problem};
@@ -162,7 +162,7 @@ fn rules(control: &Control) -> Value {
         .collect();
     let rule = |rule: &RuleInForce| {
         let mut shown = rule_json(rule, policy.schema());
-        if let Some(incident) = evidence.get(rule.rule().name.as_str()) {
+        if let Some(incident) = evidence.get(whole_rule(rule.rule().name.as_str())) {
             shown.insert(
                 "evidence".into(),
                 serde_json::to_value(&incident.evidence).unwrap_or_default(),
@@ -276,7 +276,7 @@ fn audit(control: &Control, query: &str) -> Answer {
 pub(super) fn incident_of_rule(control: &Control, name: &str) -> Value {
     let of_rule = |incident: &&Incident| {
         let rule = incident.rule.as_ref();
-        rule.is_some_and(|rule| rule.as_str() == name)
+        rule.is_some_and(|rule| rule.as_str() == whole_rule(name))
     };
     let found = control.incidents().iter().find(of_rule);
     found.map_or(Value::Null, |incident| json!(incident.id))

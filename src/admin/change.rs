@@ -161,8 +161,11 @@ impl Changing {
     }
 
     /// Notes a change that was made, waits for the disk, and returns the rule as it is now and whether
-    /// all is kept.
-    async fn finish(&self, change: Change, kept: Option<Done>) -> (Value, bool) {
+    /// all is kept: what was `written`, and the note.
+    async fn finish<W>(&self, change: Change, written: W) -> (Value, bool)
+    where
+        W: IntoIterator<Item = Option<Done>>,
+    {
         let (after, audited) = {
             let control = self.admin.control.borrow();
             let after = api::rule(&control, &change.rule);
@@ -170,7 +173,7 @@ impl Changing {
             (after, audited)
         };
         let mut persisted = true;
-        for done in [kept, audited] {
+        for done in written.into_iter().chain([audited]) {
             persisted &= match done {
                 Some(done) => {
                     let done = tokio::time::timeout(DISK_TIMEOUT, done).await;
@@ -217,7 +220,7 @@ impl Changing {
             change.why = shortened(reason, WHY_CHARACTERS_MAX);
         }
         let kept = self.admin.control.borrow_mut().add_rule(tried.rule);
-        let (mut rule, persisted) = self.finish(change, kept).await;
+        let (mut rule, persisted) = self.finish(change, [kept]).await;
         if let Some(rule) = rule.as_object_mut() {
             rule.insert("preview".into(), preview);
             rule.insert("persisted".into(), json!(persisted));
@@ -266,8 +269,8 @@ impl Changing {
                     rule: promoted.name.as_str().to_owned(),
                     ..change
                 };
-                let (_, persisted) = self.finish(change, None).await;
-                // The file itself was written before this was said.
+                // The file itself is written already.
+                let (_, persisted) = self.finish(change, []).await;
                 json_with(
                     StatusCode::CREATED,
                     &json!({
@@ -291,7 +294,7 @@ impl Changing {
         let change = self.begin("revoke_all_detected", "");
         let why = self.said();
         let (count, kept) = self.admin.control.borrow_mut().revoke_detected(&why);
-        let (_, persisted) = self.finish(change, kept).await;
+        let (_, persisted) = self.finish(change, [kept]).await;
         json_answer(&json!({ "revoked": count, "persisted": persisted }))
     }
 
@@ -299,7 +302,7 @@ impl Changing {
         let name = change.rule.clone();
         match made {
             Ok(kept) => {
-                let (rule, persisted) = self.finish(change, kept).await;
+                let (rule, persisted) = self.finish(change, [kept]).await;
                 json_answer(&json!({ "name": name, "rule": rule, "persisted": persisted }))
             }
             Err(refused) => refusal(&refused),

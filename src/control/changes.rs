@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tidegate_engine::policy::Preview;
 use tidegate_engine::problem::Problems;
-use tidegate_engine::rules::{DETECTED_PREFIX, Mode, Origin, RAMP_SUFFIX, Rules};
+use tidegate_engine::rules::{DETECTED_PREFIX, Mode, Origin, Rules, whole_rule};
 use tidegate_engine::rules_file::RulesFile;
 use tidegate_engine::verdict::Name;
 
@@ -66,11 +66,6 @@ pub struct Promoted {
     pub text: String,
 }
 
-/// Returns the name by which the detector knows a rule: a block on its way is part of another.
-fn measure(name: &str) -> &str {
-    name.strip_suffix(RAMP_SUFFIX).unwrap_or(name)
-}
-
 /// A detected rule on its way into a file.
 #[derive(Debug)]
 pub(super) struct Promotion {
@@ -125,7 +120,7 @@ impl Control {
             }
             Origin::Detected => {
                 let now = self.parts.clock.now();
-                self.parts.detector.revoke(measure(name), why, now);
+                self.parts.detector.revoke(whole_rule(name), why, now);
                 self.publish();
                 Ok(self.keep_detected())
             }
@@ -160,7 +155,7 @@ impl Control {
             }
             Origin::Detected => {
                 let now = self.parts.clock.now();
-                let name = measure(name);
+                let name = whole_rule(name);
                 self.parts.detector.set_mode_of_rule(name, mode, why, now);
                 self.publish();
                 Ok(self.keep_detected())
@@ -178,7 +173,7 @@ impl Control {
             return Err(Refused::NotDetected(name.to_owned(), "approved"));
         }
         let now = self.parts.clock.now();
-        self.parts.detector.approve(measure(name), why, now);
+        self.parts.detector.approve(whole_rule(name), why, now);
         self.publish();
         Ok(self.keep_detected())
     }
@@ -198,7 +193,7 @@ impl Control {
         if self.origin_of(name)? != Origin::Detected {
             return Err(Refused::NotDetected(name.to_owned(), "promoted"));
         }
-        let name = measure(name);
+        let name = whole_rule(name);
         let new_name = match new_name {
             Some(new_name) => new_name.to_owned(),
             None => format!("loop-{}", name.trim_start_matches(DETECTED_PREFIX)),

@@ -5,6 +5,7 @@ mod admin;
 mod blame;
 mod changes;
 mod commands;
+mod detected;
 mod forwarding;
 mod framing;
 mod harness;

@@ -17,6 +17,7 @@ pub(crate) struct Setup<'s> {
     pub(crate) upstream: &'s str,
     pub(crate) services: &'s str,
     pub(crate) admin: &'s str,
+    pub(crate) detection: &'s str,
     pub(crate) rules: &'s str,
     pub(crate) workers: usize,
 }
@@ -32,6 +33,7 @@ impl Setup<'_> {
             upstream: "",
             services: EVERYTHING,
             admin: "",
+            detection: "mode: off",
             rules: "",
             workers: 1,
         }
@@ -45,6 +47,7 @@ impl Setup<'_> {
             upstream,
             services,
             admin,
+            detection,
             rules,
             workers,
         } = self;
@@ -62,7 +65,7 @@ upstreams:
   - name: chat
     endpoints: {endpoints:?}
     {upstream}
-detection: {{ mode: off }}
+detection: {{ {detection} }}
 rules: rules/
 state: state/
 access_log: access.log

@@ -1,0 +1,196 @@
+//! The whole life of a detected rule, over real sockets: a loop is found, suggested, approved, seen by who
+//! is refused, promoted into a file, revoked.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::changes::send;
+use super::harness::{Proxy, Setup, Upstream, eventually};
+
+/// A request of a device behind an address of its own.
+fn request(app: &str, number: u32) -> String {
+    format!(
+        "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: {app}\r\nX-Device: {app}-{number}\r\n\
+         X-Forwarded-For: 198.51.100.{number}\r\n\r\n"
+    )
+}
+
+/// Twenty clients that ask as usual, and loops as soon as they are let loose.
+struct World {
+    loops: AtomicBool,
+    is_over: AtomicBool,
+}
+
+/// Ends the clients, also when a test fails.
+struct End<'a>(&'a World);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            loops: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    fn calm(&self, proxy: &Proxy) {
+        let mut client = proxy.client();
+        while !self.is_over.load(Ordering::Relaxed) {
+            for number in 1..=20 {
+                client.exchange(request("calm", number));
+                std::thread::sleep(Duration::from_millis(15));
+            }
+        }
+    }
+
+    fn looping(&self, proxy: &Proxy) {
+        while !self.loops.load(Ordering::Relaxed) && !self.is_over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut client = proxy.client();
+        while !self.is_over.load(Ordering::Relaxed) {
+            for number in 101..=120 {
+                client.exchange(request("loop", number));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn rule(proxy: &Proxy, name: &str) -> Value {
+    proxy.admin(&format!("/api/v1/rules/{name}")).json()
+}
+
+/// Returns the incident of the loop; null while there is none.
+fn incident(proxy: &Proxy) -> Value {
+    let incidents = proxy.admin("/api/v1/incidents").json();
+    let looping = Value::from("loop");
+    let of_the_loop = |incident: &&Value| incident.pointer("/source/app") == Some(&looping);
+    let found = incidents
+        .as_array()
+        .and_then(|all| all.iter().find(of_the_loop));
+    found.cloned().unwrap_or_default()
+}
+
+fn timeline(proxy: &Proxy) -> Vec<String> {
+    let incident = incident(proxy);
+    let moments = incident.pointer("/timeline").and_then(Value::as_array);
+    let word = |moment: &Value| moment.pointer("/what")?.as_str().map(str::to_owned);
+    moments.into_iter().flatten().filter_map(word).collect()
+}
+
+fn start(upstream: std::net::SocketAddr, mode: &str) -> Proxy {
+    let service = format!(
+        "services: [{{ name: chat, match: [{{ path: / }}], upstream: chat, detection: {{ mode: {mode} }} }}]"
+    );
+    Setup {
+        trusted_proxies: "[127.0.0.0/8]",
+        services: &service,
+        detection: &format!("mode: {mode}, warmup: 1s"),
+        ..Setup::to(upstream)
+    }
+    .start()
+}
+
+#[test]
+fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time() {
+    let upstream = Upstream::recording();
+    let proxy = start(upstream.address, "suggest");
+    let world = World::new();
+    std::thread::scope(|scope| {
+        let _end = End(&world);
+        scope.spawn(|| world.calm(&proxy));
+        scope.spawn(|| world.looping(&proxy));
+        eventually("what is normal is known", || {
+            let status = proxy.admin("/api/v1/status").json();
+            status["detection"]["trained_s"].as_f64() > Some(4.0)
+        });
+        let calm = |number| proxy.ask(request("calm", number)).status();
+        let of_the_loop = || proxy.ask(request("loop", 110));
+        world.loops.store(true, Ordering::Relaxed);
+
+        eventually("a rule is suggested", || {
+            timeline(&proxy).contains(&"suggested".to_owned())
+        });
+        let (id, name) = (
+            incident(&proxy)["id"].clone(),
+            incident(&proxy)["rule"].clone(),
+        );
+        let name = name.as_str().expect("its rule has a name");
+        let post = |what: &str| send(&proxy, "POST", &format!("/api/v1/rules/{name}/{what}"), "");
+        let suggested = rule(&proxy, name);
+        assert_eq!(suggested["when"]["app"], "loop", "{suggested}");
+        assert_eq!(suggested["mode"], "shadow");
+        assert_eq!(
+            (calm(1), of_the_loop().status()),
+            (200, 200),
+            "it only counts"
+        );
+        eventually("it counts", || {
+            rule(&proxy, name)["shadow_matches"].as_u64() > Some(0)
+        });
+
+        let approved = post("approve");
+        assert_eq!(approved.status(), 200, "{approved:?}");
+        eventually("the loop is blocked", || {
+            let is_whole = rule(&proxy, name)["action"] == "block";
+            is_whole && of_the_loop().status() == 403
+        });
+        assert_eq!(calm(2), 200);
+
+        let refused = of_the_loop();
+        let request = refused.header("x-request-id").expect("each answer has one");
+        let asked = format!("{{ \"request_id\": \"{request}\" }}");
+        let explained = send(&proxy, "POST", "/api/v1/explain", &asked).json();
+        assert_eq!(explained["rule"], name, "{explained}");
+        assert_eq!(explained["incident"], id, "{explained}");
+
+        let promoted = post("promote?name=acme-loop");
+        assert_eq!(promoted.status(), 201, "{promoted:?}");
+        assert_eq!(promoted.json()["persisted"], true);
+        eventually("the file's rule is in force", || {
+            rule(&proxy, "acme-loop")["origin"] == "file"
+        });
+        eventually("the detected one has given way", || {
+            proxy.admin(&format!("/api/v1/rules/{name}")).status() == 404
+        });
+        assert_eq!((calm(3), of_the_loop().status()), (200, 403));
+        let mine = send(&proxy, "DELETE", "/api/v1/rules/acme-loop", "");
+        assert_eq!(mine.status(), 409, "it stands in a file: {mine:?}");
+        let seen = timeline(&proxy);
+        assert_eq!(seen.first().map(String::as_str), Some("surge"), "{seen:?}");
+        assert!(seen.contains(&"approved".to_owned()), "{seen:?}");
+    });
+    let what = |line: &Value| line["what"].as_str().unwrap_or_default().to_owned();
+    let trail = proxy.admin("/api/v1/audit").json();
+    let steps: Vec<_> = trail.as_array().expect("a list").iter().map(what).collect();
+    assert_eq!(steps, ["approve", "promote"]);
+    let refused = "tidegate_requests_total{service=\"chat\",verdict=\"limit\"}";
+    assert_eq!(proxy.metric(refused), 0);
+}
+
+/// The control of the above: with `mode: off` the same traffic meets no rule.
+#[test]
+fn without_detection_the_same_loop_meets_no_rule() {
+    let upstream = Upstream::recording();
+    let proxy = start(upstream.address, "off");
+    let world = World::new();
+    std::thread::scope(|scope| {
+        let _end = End(&world);
+        scope.spawn(|| world.calm(&proxy));
+        scope.spawn(|| world.looping(&proxy));
+        world.loops.store(true, Ordering::Relaxed);
+        let forwarded = "tidegate_requests_total{service=\"chat\",verdict=\"forward\"}";
+        proxy.metric_reaches(forwarded, 3_000);
+        assert_eq!(proxy.ask(request("loop", 110)).status(), 200);
+    });
+    assert_eq!(proxy.admin("/api/v1/rules").json(), serde_json::json!([]));
+    assert_eq!(timeline(&proxy), Vec::<String>::new());
+}
