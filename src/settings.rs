@@ -13,14 +13,16 @@ use tidegate_engine::rules_file::Vocabulary;
 use tidegate_engine::units::{parse_duration_or_zero, parse_percent};
 use tidegate_engine::yaml::{self, Mark, Node, Value};
 
+mod capacity;
 mod identity;
 mod listeners;
 mod services;
 mod upstreams;
 
+pub use capacity::{Bodies, Concurrency, Overload};
 pub use identity::{AttributeSource, ValueFrom};
 pub use listeners::{Admin, Listener};
-pub use services::{Concurrency, Service};
+pub use services::Service;
 pub use upstreams::{Health, Upstream};
 
 /// The most worker threads.
@@ -41,6 +43,7 @@ const KEYS: &[&str] = &[
     "identity",
     "services",
     "upstreams",
+    "overload",
     "detection",
     "rules",
     "state",
@@ -54,6 +57,7 @@ const TELLING_KEYS: &[&str] = &[
     "identity",
     "services",
     "upstreams",
+    "overload",
     "detection",
     "state",
     "access_log",
@@ -77,6 +81,8 @@ pub struct Settings {
     pub services: Vec<Service>,
     /// Upstreams in order.
     pub upstreams: Vec<Upstream>,
+    /// When the process as a whole is full.
+    pub overload: Overload,
     /// How far the detector may go.
     pub detection: DetectionSettings,
     /// The folder of rule files.
@@ -186,6 +192,7 @@ impl Settings {
                 ("identity", format!("{:?}", settings.identity)),
                 ("services", format!("{:?}", settings.services)),
                 ("upstreams", format!("{:?}", settings.upstreams)),
+                ("overload", format!("{:?}", settings.overload)),
                 ("detection", format!("{:?}", settings.detection)),
                 ("rules", settings.rules.path.display().to_string()),
                 ("state", settings.state.display().to_string()),
@@ -251,6 +258,11 @@ impl Reading<'_> {
             .required(&mut self.reader, "services", "[...]")
             .and_then(|node| self.services(node, upstreams.as_deref()));
         self.reader.about("");
+        let overload = match fields.get("overload") {
+            Some(node) => self.overload(node),
+            None => Some(Overload::default()),
+        };
+        self.reader.about("");
         let detection = fields.get("detection").map(|node| self.detection(node));
         self.reader.about("");
         let rules = fields.get("rules").and_then(|node| self.rules_folder(node));
@@ -271,6 +283,7 @@ impl Reading<'_> {
             schema,
             services: services?,
             upstreams: upstreams?,
+            overload: overload?,
             detection: detection.unwrap_or_default(),
             rules: rules.unwrap_or_else(|| RulesFolder {
                 path: self.folder.join("rules"),

@@ -126,9 +126,6 @@ access_log: access.log
             "listeners: proxy_protocol",
             "listeners: tls",
             "upstreams: health",
-            "services: priority",
-            "services: concurrency.queue",
-            "services: concurrency.queue_timeout",
         ]
     );
     assert_eq!(

@@ -6,17 +6,11 @@ use std::time::Duration;
 use tidegate_engine::detect::DetectionMode;
 use tidegate_engine::reader::nearest;
 use tidegate_engine::service::{HostPattern, Match, Priority, ServiceSpec};
-use tidegate_engine::units::parse_duration_or_zero;
 use tidegate_engine::yaml::Node;
 
 use super::upstreams::parse_path;
-use super::{DETECTION_MODES, Reading, Upstream, unique};
+use super::{Bodies, Concurrency, DETECTION_MODES, Reading, Upstream, unique};
 
-/// Requests in flight to one service, where the settings do not say.
-const IN_FLIGHT_DEFAULT: u32 = 1024;
-/// The most that they may say.
-const IN_FLIGHT_MAX: u32 = 1_000_000;
-const QUEUE_TIMEOUT_DEFAULT: Duration = Duration::from_millis(500);
 const PRIORITIES: &[(&str, Priority)] = &[
     ("critical", Priority::Critical),
     ("high", Priority::High),
@@ -33,29 +27,14 @@ pub struct Service {
     pub upstream: Arc<str>,
     /// How much may be in flight.
     pub concurrency: Concurrency,
+    /// How large bodies may be.
+    pub bodies: Bodies,
+    /// How long a response head may take; `None`: as long as the upstream's.
+    pub response_timeout: Option<Duration>,
+    /// How long nothing may move in a body; `None`: as long as the upstream's.
+    pub idle_timeout: Option<Duration>,
     /// What the detector may do about sources that flood it; `None`: what it may do in general.
     pub detection: Option<DetectionMode>,
-}
-
-/// How much may be in flight to a service at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Concurrency {
-    /// Requests in flight; at least 1.
-    pub max: usize,
-    /// Requests that may wait for a place.
-    pub queue: usize,
-    /// How long a request may wait.
-    pub queue_timeout: Duration,
-}
-
-impl Default for Concurrency {
-    fn default() -> Self {
-        Self {
-            max: IN_FLIGHT_DEFAULT as usize,
-            queue: 0,
-            queue_timeout: QUEUE_TIMEOUT_DEFAULT,
-        }
-    }
 }
 
 impl Reading<'_> {
@@ -92,6 +71,11 @@ impl Reading<'_> {
             "upstream",
             "priority",
             "concurrency",
+            "body_max",
+            "large_body",
+            "large_bodies_max",
+            "response_timeout",
+            "idle_timeout",
             "detection",
         ];
         let fields = self.reader.fields("a service", node, KEYS)?;
@@ -105,16 +89,16 @@ impl Reading<'_> {
             .required(&mut self.reader, "upstream", "chat")
             .and_then(|node| self.upstream_of(node, upstreams));
         let priority = match fields.get("priority") {
-            Some(node) => {
-                self.not_in_force("services: priority");
-                self.reader.word("priority", node, PRIORITIES)
-            }
+            Some(node) => self.reader.word("priority", node, PRIORITIES),
             None => Some(Priority::default()),
         };
         let concurrency = match fields.get("concurrency") {
             Some(node) => self.concurrency(node),
             None => Some(Concurrency::default()),
         };
+        let bodies = self.bodies(fields);
+        let response_timeout = self.duration_if_any(fields, "response_timeout");
+        let idle_timeout = self.duration_if_any(fields, "idle_timeout");
         let detection = match fields.get("detection") {
             Some(node) => self.detection_of_service(node).map(Some),
             None => Some(None),
@@ -127,6 +111,9 @@ impl Reading<'_> {
             },
             upstream: upstream?,
             concurrency: concurrency?,
+            bodies: bodies?,
+            response_timeout,
+            idle_timeout,
             detection: detection?,
         })
     }
@@ -209,37 +196,6 @@ impl Reading<'_> {
             .fields("detection of a service", node, &["mode"])?;
         let node = fields.required(&mut self.reader, "mode", "suggest")?;
         self.reader.word("mode", node, DETECTION_MODES)
-    }
-
-    fn concurrency(&mut self, node: &Node) -> Option<Concurrency> {
-        const KEYS: &[&str] = &["max", "queue", "queue_timeout"];
-        let fields = self.reader.fields("concurrency", node, KEYS)?;
-        let default = Concurrency::default();
-        let max = match fields.get("max") {
-            Some(node) => self.reader.whole("max", node, 1..=IN_FLIGHT_MAX),
-            None => Some(IN_FLIGHT_DEFAULT),
-        };
-        let queue = match fields.get("queue") {
-            Some(node) => self.reader.whole("queue", node, 0..=IN_FLIGHT_MAX),
-            None => Some(0),
-        };
-        let queue_timeout = match fields.get("queue_timeout") {
-            Some(node) => {
-                self.reader
-                    .parsed("queue_timeout", node, "`500ms`", parse_duration_or_zero)
-            }
-            None => Some(default.queue_timeout),
-        };
-        for key in ["queue", "queue_timeout"] {
-            if fields.get(key).is_some() {
-                self.not_in_force(&format!("services: concurrency.{key}"));
-            }
-        }
-        Some(Concurrency {
-            max: max? as usize,
-            queue: queue? as usize,
-            queue_timeout: queue_timeout?,
-        })
     }
 }
 

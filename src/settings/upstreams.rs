@@ -126,10 +126,13 @@ impl Reading<'_> {
         key: &str,
         default: Duration,
     ) -> Duration {
-        fields
-            .get(key)
-            .and_then(|node| self.reader.parsed(key, node, "`15s`", parse_duration))
-            .unwrap_or(default)
+        self.duration_if_any(fields, key).unwrap_or(default)
+    }
+
+    /// Reads a duration above zero, where it is given; a bad one has left a problem.
+    pub(super) fn duration_if_any(&mut self, fields: Fields<'_>, key: &str) -> Option<Duration> {
+        let node = fields.get(key)?;
+        self.reader.parsed(key, node, "`15s`", parse_duration)
     }
 
     /// Names what the next problems are about, as well as it can be named.
