@@ -8,6 +8,7 @@
 //! tree ([`yaml`], [`reader`]), so that every [`problem`] has its place.
 
 pub mod attribute;
+pub mod capacity;
 pub mod detect;
 pub mod diagnose;
 pub mod limit;

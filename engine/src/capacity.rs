@@ -1,0 +1,7 @@
+//! Who gets a place in a service that is full, and how many places there are. Knows nothing of
+//! connections or tasks: the proxy holds the places, and asks here when they do not suffice.
+
+mod chain;
+mod fair_queue;
+
+pub use self::fair_queue::{FLOWS_MAX_DEFAULT, FairQueue, Key, QueueBounds};

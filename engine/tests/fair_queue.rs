@@ -1,0 +1,513 @@
+//! The fair queue beside a slow and obvious one, and what it promises, over generated sequences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tidegate_engine::capacity::{FairQueue, Key, QueueBounds};
+use tidegate_engine::time::Instant;
+
+const AGE: Duration = Duration::from_millis(500);
+
+/// One step of a sequence.
+#[derive(Clone, Debug)]
+enum Step {
+    Push {
+        flow: u64,
+        bytes: u64,
+    },
+    Pop,
+    /// The how-manieth of those that were pushed, modulo how many there are.
+    Remove(usize),
+    Expire,
+    Wait(u64),
+    Spent {
+        flow: u64,
+        hold_us: u64,
+    },
+}
+
+fn steps(flows: u64, length: usize) -> impl Strategy<Value = Vec<Step>> {
+    // Half of what comes is of one flow: the loop.
+    let flow = prop_oneof![Just(0), 0..flows];
+    let bytes = prop_oneof![4 => 1_u64..20, 1 => 100_u64..1_100];
+    let wait = prop_oneof![0_u64..1_000, 0_u64..60_000, Just(500_000)];
+    let step = prop_oneof![
+        8 => (flow, bytes).prop_map(|(flow, bytes)| Step::Push { flow, bytes }),
+        4 => Just(Step::Pop),
+        1 => any::<usize>().prop_map(Step::Remove),
+        1 => Just(Step::Expire),
+        2 => wait.prop_map(Step::Wait),
+        2 => (0..flows, 0_u64..300_000)
+            .prop_map(|(flow, hold_us)| Step::Spent { flow, hold_us }),
+    ];
+    prop::collection::vec(step, 0..length)
+}
+
+fn bounds(count: usize, flows: usize) -> QueueBounds {
+    QueueBounds {
+        count,
+        bytes: 1_000,
+        flows,
+        age: AGE,
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SlowWaiter {
+    item: u32,
+    flow: u64,
+    bytes: u64,
+    arrived: Instant,
+}
+
+#[derive(Clone, Debug, Default)]
+struct SlowFlow {
+    deficit: i64,
+    visited: bool,
+    since: Instant,
+}
+
+/// All waiters in one list, in the order they came; every question is answered by walking it. What a
+/// place costs is counted in 1024ths of one, as there.
+struct Slow {
+    bounds: QueueBounds,
+    waiters: Vec<SlowWaiter>,
+    aged: Vec<SlowWaiter>,
+    flows: BTreeMap<u64, SlowFlow>,
+    ring: Vec<u64>,
+    mean_ns: Option<i64>,
+}
+
+impl Slow {
+    fn new(bounds: QueueBounds) -> Self {
+        Self {
+            bounds,
+            waiters: Vec::new(),
+            aged: Vec::new(),
+            flows: BTreeMap::new(),
+            ring: Vec::new(),
+            mean_ns: None,
+        }
+    }
+
+    fn of(&self, flow: u64) -> Vec<&SlowWaiter> {
+        self.waiters.iter().filter(|w| w.flow == flow).collect()
+    }
+
+    fn bytes(&self) -> u64 {
+        let all = self.waiters.iter().chain(&self.aged);
+        all.map(|w| w.bytes).sum()
+    }
+
+    /// A flow that has no waiter left leaves the ring.
+    fn tidy(&mut self, now: Instant) {
+        for flow in self.ring.clone() {
+            if self.of(flow).is_empty() {
+                self.ring.retain(|other| *other != flow);
+                let flow = self.flows.entry(flow).or_default();
+                flow.deficit = flow.deficit.min(0);
+                flow.visited = false;
+                flow.since = now;
+            }
+        }
+    }
+
+    fn age(&mut self, now: Instant) {
+        let (aged, rest) = self
+            .waiters
+            .drain(..)
+            .partition(|w| now.since(w.arrived) >= self.bounds.age);
+        self.waiters = rest;
+        self.aged.extend::<Vec<_>>(aged);
+        self.tidy(now);
+    }
+
+    fn drop_item(&mut self, item: u32, now: Instant) {
+        self.waiters.retain(|w| w.item != item);
+        self.aged.retain(|w| w.item != item);
+        self.tidy(now);
+    }
+
+    /// The share that a flow takes with some more, and its oldest.
+    fn share(&self, flow: u64, more: Option<&SlowWaiter>) -> (u64, u32) {
+        let mut own = self.of(flow);
+        own.extend(more);
+        let bytes: u64 = own.iter().map(|w| w.bytes).sum();
+        let share = (own.len() as u64 * self.bounds.bytes).max(bytes * self.bounds.count as u64);
+        (share, own.first().map_or(0, |w| w.item))
+    }
+
+    /// Returns who was thrown out, or `Err` with those for nothing.
+    fn push(&mut self, waiter: SlowWaiter, now: Instant) -> Result<Vec<u32>, Vec<u32>> {
+        self.age(now);
+        let mut evicted = Vec::new();
+        if waiter.bytes > self.bounds.bytes {
+            return Err(evicted);
+        }
+        let fresh = SlowFlow {
+            since: now,
+            ..SlowFlow::default()
+        };
+        self.flows.entry(waiter.flow).or_insert(fresh);
+        while self.waiters.len() + self.aged.len() >= self.bounds.count
+            || self.bytes() + waiter.bytes > self.bounds.bytes
+        {
+            let victim = if let Some(aged) = self.aged.first() {
+                aged.item
+            } else {
+                let share = |flow: u64| {
+                    let more = (flow == waiter.flow).then_some(&waiter);
+                    self.share(flow, more)
+                };
+                let mut all: BTreeSet<u64> = self.ring.iter().copied().collect();
+                all.insert(waiter.flow);
+                // The largest share; of equal ones that whose oldest came first.
+                let largest = |flow: &&u64| {
+                    let (share, oldest) = share(**flow);
+                    (share, u32::MAX - oldest)
+                };
+                let flow = *all.iter().max_by_key(largest).expect("one comes");
+                match self.of(flow).first() {
+                    Some(first) => first.item,
+                    None => return Err(evicted),
+                }
+            };
+            evicted.push(victim);
+            self.drop_item(victim, now);
+        }
+        let flow = self.flows.entry(waiter.flow).or_default();
+        if !self.ring.contains(&waiter.flow) {
+            if let Some(mean) = self.mean_ns {
+                let rounds = (now.since(flow.since).as_nanos() as i64 / mean).min(8);
+                flow.deficit = (flow.deficit + rounds * 1024).min(0);
+            }
+            flow.since = now;
+            self.ring.push(waiter.flow);
+        }
+        self.waiters.push(waiter);
+        Ok(evicted)
+    }
+
+    fn pop(&mut self, now: Instant) -> Option<u32> {
+        self.age(now);
+        loop {
+            let id = *self.ring.first()?;
+            let flow = self.flows.entry(id).or_default();
+            if !flow.visited {
+                flow.visited = true;
+                flow.deficit = (flow.deficit + 1024).min(4 * 1024);
+            }
+            if flow.deficit < 1024 {
+                flow.visited = false;
+                self.ring.rotate_left(1);
+                continue;
+            }
+            flow.deficit -= 1024;
+            let stands = now.since(flow.since) > Duration::from_millis(100);
+            let (is_over, mut own) = (flow.deficit < 1024, self.of(id));
+            let item = if stands {
+                own.pop()?.item
+            } else {
+                own.first()?.item
+            };
+            self.drop_item(item, now);
+            let flow = self.flows.entry(id).or_default();
+            if self.ring.first() == Some(&id) && is_over {
+                flow.visited = false;
+                self.ring.rotate_left(1);
+            }
+            return Some(item);
+        }
+    }
+
+    fn spent(&mut self, flow: u64, hold_us: u64) {
+        let mut hold = hold_us as i64 * 1000;
+        let mean = self.mean_ns.unwrap_or(hold).max(1000);
+        hold = hold.min(8 * mean);
+        self.mean_ns = Some((mean + (hold - mean) / 64).max(1000));
+        let most = if self.ring.contains(&flow) { 4096 } else { 0 };
+        if let Some(flow) = self.flows.get_mut(&flow) {
+            let cost = (hold * 1024 / mean).clamp(128, 8 * 1024);
+            flow.deficit = (flow.deficit + 1024 - cost).clamp(-8 * 1024, most);
+        }
+    }
+}
+
+/// Counts who is served before the first of these; all, if none is.
+fn turns_until<T: PartialEq>(queue: &mut FairQueue<T>, wanted: &T, now: Instant) -> usize {
+    std::iter::from_fn(|| queue.pop(now))
+        .take_while(|item| item != wanted)
+        .count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn the_queue_serves_and_throws_out_whom_the_slow_one_does(
+        count in 1_usize..24, steps in steps(7, 300)
+    ) {
+        let bounds = bounds(count, 7);
+        let (mut queue, mut slow) = (FairQueue::new(bounds), Slow::new(bounds));
+        let mut keys: Vec<Key> = Vec::new();
+        let mut now = Instant::from_secs_f64(1.0);
+        for (item, step) in (0..).zip(steps) {
+            match step {
+                Step::Push { flow, bytes } => {
+                    let mut evicted = Vec::new();
+                    let pushed = queue.push(flow, bytes, now, item, |item| evicted.push(item));
+                    let arrived = now;
+                    let expected = slow.push(SlowWaiter { item, flow, bytes, arrived }, now);
+                    prop_assert_eq!(pushed.is_ok(), expected.is_ok());
+                    prop_assert_eq!(evicted, expected.unwrap_or_else(|evicted| evicted));
+                    keys.extend(pushed.ok());
+                }
+                Step::Pop => prop_assert_eq!(queue.pop(now), slow.pop(now)),
+                Step::Remove(at) => {
+                    if let Some(key) = keys.get(at % keys.len().max(1))
+                        && let Some(item) = queue.remove(*key)
+                    {
+                        let waits = slow.waiters.iter().chain(&slow.aged).any(|w| w.item == item);
+                        prop_assert!(waits);
+                        slow.drop_item(item, now);
+                    }
+                }
+                Step::Expire => {
+                    slow.age(now);
+                    let aged: Vec<u32> = std::iter::from_fn(|| queue.expire(now)).collect();
+                    prop_assert_eq!(aged, slow.aged.drain(..).map(|w| w.item).collect::<Vec<_>>());
+                }
+                Step::Wait(us) => {
+                    now = now + Duration::from_micros(us);
+                    // Both see the time only when they are asked; here they are.
+                    prop_assert_eq!(queue.expire(now).is_some(), {
+                        slow.age(now);
+                        !slow.aged.is_empty() && { slow.aged.remove(0); true }
+                    });
+                }
+                Step::Spent { flow, hold_us } => {
+                    queue.spent(flow, Duration::from_micros(hold_us));
+                    slow.spent(flow, hold_us);
+                }
+            }
+            prop_assert_eq!(queue.len(), slow.waiters.len() + slow.aged.len());
+            prop_assert_eq!(queue.bytes(), slow.bytes());
+            prop_assert_eq!(queue.flows(), slow.ring.len());
+            let oldest = slow.aged.first().or_else(|| slow.waiters.first());
+            prop_assert_eq!(queue.next_deadline(), oldest.map(|w| w.arrived + AGE));
+        }
+    }
+
+    /// Also with ten times as many flows as are told apart.
+    #[test]
+    fn everybody_leaves_once_and_the_bounds_hold(count in 0_usize..40, steps in steps(40, 400)) {
+        let mut queue = FairQueue::new(bounds(count, 4));
+        let mut inside: BTreeMap<u32, Instant> = BTreeMap::new();
+        let mut keys: Vec<(Key, u32)> = Vec::new();
+        let mut now = Instant::ZERO;
+        for (item, step) in (0..).zip(steps) {
+            match step {
+                Step::Push { flow, bytes } => {
+                    let mut evicted = Vec::new();
+                    let flow = flow.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                    match queue.push(flow, bytes, now, item, |item| evicted.push(item)) {
+                        Ok(key) => {
+                            inside.insert(item, now);
+                            keys.push((key, item));
+                        }
+                        Err(back) => prop_assert_eq!(back, item),
+                    }
+                    for item in evicted {
+                        prop_assert!(inside.remove(&item).is_some());
+                    }
+                }
+                Step::Pop => {
+                    if let Some(item) = queue.pop(now) {
+                        let arrived = inside.remove(&item);
+                        prop_assert!(arrived.is_some_and(|arrived| now.since(arrived) < AGE));
+                    } else {
+                        let fresh = inside.values().filter(|at| now.since(**at) < AGE);
+                        prop_assert_eq!(fresh.count(), 0);
+                    }
+                }
+                Step::Remove(at) => {
+                    if let Some((key, item)) = keys.get(at % keys.len().max(1)) {
+                        prop_assert_eq!(queue.remove(*key), inside.remove(item).map(|_| *item));
+                    }
+                }
+                Step::Expire => while let Some(item) = queue.expire(now) {
+                    let arrived = inside.remove(&item);
+                    prop_assert!(arrived.is_some_and(|arrived| now.since(arrived) >= AGE));
+                },
+                Step::Wait(us) => now = now + Duration::from_micros(us),
+                Step::Spent { flow, hold_us } => {
+                    let flow = flow.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                    queue.spent(flow, Duration::from_micros(hold_us));
+                }
+            }
+            prop_assert_eq!(queue.len(), inside.len());
+            prop_assert!(queue.len() <= count && queue.bytes() <= 1_000 && queue.flows() <= 4);
+        }
+    }
+
+    #[test]
+    fn flows_that_all_wait_are_served_alike_at_every_moment(
+        backlogs in prop::collection::vec(20_usize..60, 1..12)
+    ) {
+        let mut queue = FairQueue::new(QueueBounds { bytes: u64::MAX, ..bounds(1_000, 16) });
+        for (flow, backlog) in (0..).zip(&backlogs) {
+            for _ in 0..*backlog {
+                queue.push(flow, 1, Instant::ZERO, flow, |_| {}).unwrap();
+            }
+        }
+        let mut served = vec![0_u32; backlogs.len()];
+        for _ in 0..20 * backlogs.len() {
+            served[queue.pop(Instant::ZERO).unwrap() as usize] += 1;
+            let (least, most) = (served.iter().min(), served.iter().max());
+            prop_assert!(most.unwrap() - least.unwrap() <= 1, "{:?}", served);
+        }
+    }
+
+    #[test]
+    fn who_waits_alone_waits_one_round_at_most(flows in 1_u64..12, before in 0_usize..40) {
+        let mut queue = FairQueue::new(QueueBounds { bytes: u64::MAX, ..bounds(2_000, 16) });
+        for at in 0..flows * 100 {
+            queue.push(at % flows, 1, Instant::ZERO, false, |_| {}).unwrap();
+        }
+        for _ in 0..before {
+            queue.pop(Instant::ZERO);
+        }
+        queue.push(flows, 1, Instant::ZERO, true, |_| {}).unwrap();
+        let turns = turns_until(&mut queue, &true, Instant::ZERO);
+        prop_assert!(turns as u64 <= flows, "{} of {} flows", turns, flows);
+    }
+
+    /// Whatever a loop throws in, a flow that holds less than half of the queue loses nobody.
+    #[test]
+    fn a_loop_pushes_out_itself_alone(small in 1_usize..10, looping in 0_usize..200) {
+        let mut queue = FairQueue::new(bounds(20, 8));
+        for _ in 0..small {
+            queue.push(1, 1, Instant::ZERO, 1, |_| {}).unwrap();
+        }
+        for _ in 0..looping {
+            let pushed = queue.push(2, 1, Instant::ZERO, 2, |gone| assert_eq!(gone, 2));
+            assert!(pushed.is_ok(), "the newest of a loop is worth more than its oldest");
+        }
+        let served: Vec<u64> = std::iter::from_fn(|| queue.pop(Instant::ZERO)).collect();
+        prop_assert_eq!(served.iter().filter(|flow| **flow == 1).count(), small);
+        prop_assert_eq!(served.len(), 20.min(small + looping));
+    }
+}
+
+#[test]
+fn few_large_ones_do_not_push_out_many_small_ones() {
+    let mut queue = FairQueue::new(bounds(100, 8));
+    for _ in 0..60 {
+        queue.push(1, 2, Instant::ZERO, "small", |_| {}).unwrap();
+    }
+    for _ in 0..50 {
+        let pushed = queue.push(2, 200, Instant::ZERO, "large", |gone| {
+            assert_eq!(gone, "large");
+        });
+        assert!(pushed.is_ok());
+    }
+    assert_eq!(queue.bytes(), 4 * 200 + 60 * 2);
+}
+
+#[test]
+fn one_that_would_need_more_than_the_whole_queue_moves_nobody() {
+    let mut queue = FairQueue::new(bounds(100, 8));
+    queue.push(1, 999, Instant::ZERO, 1, |_| {}).unwrap();
+    let pushed = queue.push(2, 1_001, Instant::ZERO, 2, |_| panic!("moved somebody"));
+    assert_eq!(pushed, Err(2));
+}
+
+/// A queue that stands serves those whose clients have not given up yet.
+#[test]
+fn a_flow_is_served_oldest_first_until_its_queue_stands() {
+    let mut queue = FairQueue::new(bounds(100, 8));
+    let mut now = Instant::ZERO;
+    for item in 0..10 {
+        queue.push(1, 1, now, item, |_| {}).unwrap();
+    }
+    assert_eq!(queue.pop(now), Some(0));
+    now = now + Duration::from_millis(100);
+    assert_eq!(queue.pop(now), Some(1));
+    now = now + Duration::from_millis(1);
+    assert_eq!(queue.pop(now), Some(9));
+    assert_eq!(queue.pop(now), Some(8));
+}
+
+/// Two flows that never cease, one ten times as slow: each gets the same time of the one place.
+#[test]
+fn a_flow_of_slow_requests_pays_for_the_time_it_holds() {
+    let (slow, quick) = (1_u64, 2_u64);
+    let hold = |flow| Duration::from_millis(if flow == slow { 50 } else { 10 });
+    let share = |pays: bool| {
+        let mut queue = FairQueue::new(bounds(100, 8));
+        let mut now = Instant::ZERO;
+        let mut places = [Duration::ZERO; 3];
+        for _ in 0..4_000 {
+            for flow in [slow, quick] {
+                for _ in 0..8 {
+                    queue.push(flow, 1, now, flow, |_| {}).unwrap();
+                }
+            }
+            let flow = queue.pop(now).unwrap();
+            now = now + hold(flow);
+            places[flow as usize] += hold(flow);
+            if pays {
+                queue.spent(flow, hold(flow));
+            }
+        }
+        places[1].as_secs_f64() / (places[1] + places[2]).as_secs_f64()
+    };
+    assert!((share(true) - 0.5).abs() < 0.03, "{}", share(true));
+    assert!(share(false) > 0.8, "without it: {}", share(false));
+}
+
+#[test]
+fn whoever_owes_the_most_is_served_within_nine_rounds() {
+    let mut queue = FairQueue::new(bounds(100, 8));
+    queue.push(1, 1, Instant::ZERO, 1, |_| {}).unwrap();
+    for _ in 0..80 {
+        queue.push(2, 1, Instant::ZERO, 2, |_| {}).unwrap();
+    }
+    queue.spent(2, Duration::from_millis(1));
+    for _ in 0..1_000 {
+        queue.spent(1, Duration::from_mins(1));
+        queue.spent(2, Duration::from_millis(1));
+    }
+    let turns = turns_until(&mut queue, &1, Instant::ZERO);
+    assert!((8..=12).contains(&turns), "{turns}");
+}
+
+#[test]
+fn what_a_flow_owes_is_paid_off_while_it_rests() {
+    let turns_after = |rest: Duration| {
+        let mut queue = FairQueue::new(bounds(100, 8));
+        queue.push(1, 1, Instant::ZERO, 1, |_| {}).unwrap();
+        queue.pop(Instant::ZERO);
+        queue.spent(2, Duration::from_millis(10));
+        queue.spent(1, Duration::from_millis(60));
+        let now = Instant::ZERO + rest;
+        queue.push(1, 1, now, 1, |_| {}).unwrap();
+        for _ in 0..80 {
+            queue.push(2, 1, now, 2, |_| {}).unwrap();
+        }
+        turns_until(&mut queue, &1, now)
+    };
+    assert_eq!(turns_after(Duration::ZERO), 5);
+    assert_eq!(turns_after(Duration::from_secs(1)), 0);
+}
+
+#[test]
+fn a_key_of_one_who_left_names_nobody() {
+    let mut queue = FairQueue::new(bounds(10, 8));
+    let key = queue.push(1, 1, Instant::ZERO, 1, |_| {}).unwrap();
+    assert_eq!(queue.pop(Instant::ZERO), Some(1));
+    queue.push(1, 1, Instant::ZERO, 2, |_| {}).unwrap();
+    assert_eq!(queue.remove(key), None);
+    assert_eq!(queue.len(), 1);
+}
