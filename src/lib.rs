@@ -15,6 +15,7 @@ pub mod control;
 pub mod demo;
 pub mod handover;
 pub mod metrics;
+pub mod overload;
 pub mod reload;
 pub mod request;
 pub mod rules_folder;

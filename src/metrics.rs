@@ -45,10 +45,26 @@ pub const UPSTREAM_ERRORS: [&str; 7] = [
     "http_response_incomplete",
 ];
 
+/// Why a request got no place, as `tidegate_shed_total{reason}` calls it.
+pub const SHED_REASONS: [&str; 4] = ["full", "queue_timeout", "priority", "memory"];
+
+/// Who let nothing move, as `tidegate_stalled_requests_total{side}` calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The client: it did not send its body, or did not read its answer.
+    Client,
+    /// The upstream: its answer did not begin, or did not go on.
+    Upstream,
+}
+
+const SIDES: [&str; 2] = ["client", "upstream"];
+
 /// Upper bounds of request durations, in seconds.
 const DURATION_BUCKETS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
+/// Upper bounds of waits for a place, in seconds.
+const QUEUE_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5];
 /// Upper bounds of decision times, in seconds.
 const DECISION_BUCKETS: [f64; 10] = [2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2];
 
@@ -58,6 +74,17 @@ pub struct Metrics {
     registry: Registry,
     requests_total: IntCounterVec,
     request_duration_seconds: HistogramVec,
+    shed_total: IntCounterVec,
+    stalled_requests_total: IntCounterVec,
+    queue_wait_seconds: HistogramVec,
+    /// Requests that wait for a place, by service.
+    pub waiting_requests: IntGaugeVec,
+    /// Requests that may be in a service at once.
+    pub concurrency_limit: IntGaugeVec,
+    /// Client connections that were turned away.
+    pub(crate) connections_refused_total: IntCounterVec,
+    /// How short memory is, 0 to 3.
+    pub memory_pressure: IntGauge,
     pub(crate) decision_seconds: Histogram,
     /// Requests being served, by service.
     pub inflight_requests: IntGaugeVec,
@@ -176,6 +203,46 @@ impl Metrics {
                     .buckets(DURATION_BUCKETS.to_vec()),
                     &["service"],
                 ),
+            ),
+            shed_total: counters(
+                "tidegate_shed_total",
+                "Requests that got no place, by reason.",
+                &["service", "reason"],
+            ),
+            stalled_requests_total: counters(
+                "tidegate_stalled_requests_total",
+                "Requests ended because nothing moved for idle_timeout (or response_timeout), by who did not.",
+                &["service", "side"],
+            ),
+            queue_wait_seconds: register(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "tidegate_queue_wait_seconds",
+                        "Seconds that requests waited which got a place after a while.",
+                    )
+                    .buckets(QUEUE_BUCKETS.to_vec()),
+                    &["service"],
+                ),
+            ),
+            waiting_requests: gauges(
+                "tidegate_waiting_requests",
+                "Requests that wait for a place.",
+                &["service"],
+            ),
+            concurrency_limit: gauges(
+                "tidegate_concurrency_limit",
+                "Requests that may be in the service at once.",
+                &["service"],
+            ),
+            connections_refused_total: counters(
+                "tidegate_connections_refused_total",
+                "Client connections turned away, by reason.",
+                &["reason"],
+            ),
+            memory_pressure: gauge(
+                "tidegate_memory_pressure",
+                "How short memory is: 0 not, 1 from 80 % of the ceiling on, 2 from 90 %, 3 from 95 %.",
             ),
             decision_seconds: histogram(
                 "tidegate_decision_seconds",
@@ -344,6 +411,11 @@ pub(crate) struct ServiceCounts {
     /// By outcome, in the order of [`OUTCOMES`].
     requests: [LocalIntCounter; OUTCOMES.len()],
     durations: LocalHistogram,
+    waits: LocalHistogram,
+    /// In the order of [`SHED_REASONS`]; seldom counted, so shared.
+    shed: [IntCounter; SHED_REASONS.len()],
+    /// In the order of [`Side`].
+    stalled: [IntCounter; SIDES.len()],
 }
 
 impl ServiceCounts {
@@ -354,7 +426,16 @@ impl ServiceCounts {
             metrics.requests_total.with_label_values(&labels).local()
         };
         let durations = &metrics.request_duration_seconds;
+        let waits = &metrics.queue_wait_seconds;
+        let shed = |reason| metrics.shed_total.with_label_values(&[service, reason]);
+        let stalled = |side| {
+            let labels = [service, side];
+            metrics.stalled_requests_total.with_label_values(&labels)
+        };
         Self {
+            waits: waits.with_label_values(&[service]).local(),
+            shed: SHED_REASONS.map(shed),
+            stalled: SIDES.map(stalled),
             requests: OUTCOMES.map(count),
             durations: durations.with_label_values(&[service]).local(),
         }
@@ -372,11 +453,31 @@ impl ServiceCounts {
         }
     }
 
+    /// Counts a request that got no place, for the reason of this place in [`SHED_REASONS`].
+    pub(crate) fn shed(&self, reason: usize) {
+        if let Some(count) = self.shed.get(reason) {
+            count.inc();
+        }
+    }
+
+    /// Notes how long a request waited for its place.
+    pub(crate) fn waited(&self, duration: Duration) {
+        self.waits.observe(duration.as_secs_f64());
+    }
+
+    /// Counts a request that was ended because nothing moved.
+    pub(crate) fn stalled(&self, side: Side) {
+        if let Some(count) = self.stalled.get(side as usize) {
+            count.inc();
+        }
+    }
+
     /// Hands the counts over.
     pub(crate) fn flush(&self) {
         for count in &self.requests {
             count.flush();
         }
+        self.waits.flush();
         self.durations.flush();
     }
 }

@@ -4,7 +4,7 @@
 //! 2. [`serve`]: the whole way of one request, calling the rest;
 //! 3. [`target`]: is it a request that can be served at all, and what does it ask for;
 //! 4. [`address`] and [`identify`]: who asks;
-//! 5. the policy in force decides (the engine), and the [`service`] has a place for it or not;
+//! 5. the policy in force decides (the engine), and [`admit`] finds a place in the [`service`];
 //! 6. [`forward`] sends it on ([`headers`], [`body`]), or [`refuse`] answers;
 //! 7. [`observe`] records it, exactly once ([`inflight`] until then).
 //!
@@ -13,6 +13,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod address;
+mod admit;
 mod body;
 mod forward;
 mod guard;

@@ -1,5 +1,5 @@
-//! What all workers share of one service: how many are in it, how its upstream does, who has been there
-//! longest. Lives on when settings are read again, as long as the service has its name.
+//! What all workers share of one service: its places and who waits for one, how its upstream does, who
+//! has been there longest. Lives on when settings are read again, as long as the service has its name.
 
 mod places;
 mod vitals;
@@ -7,19 +7,35 @@ mod vitals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tidegate_engine::capacity::{FLOWS_MAX_DEFAULT, QueueBounds};
 use tidegate_engine::time::Instant;
 
-pub(crate) use self::places::Places;
+use crate::settings;
+
+use self::places::Places;
+pub(crate) use self::places::{Claim, Waiting};
 pub use self::vitals::VitalSigns;
 pub(crate) use self::vitals::Vitals;
+
+/// The most bytes that the requests with large bodies may hold which wait for their lane.
+const LARGE_QUEUE_BYTES: u64 = 16 << 20;
+
+/// Which of a service's places a request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Those of its concurrency budget.
+    Normal,
+    /// The few of requests with large bodies.
+    Large,
+}
 
 /// One service, as all workers see it.
 #[derive(Debug)]
 pub struct SharedService {
     /// Its name.
     pub name: Arc<str>,
-    /// Its concurrency budget.
-    pub(crate) places: Places,
+    normal: Places,
+    large: Places,
     /// How its upstream does.
     pub(crate) vitals: Vitals,
     /// One cell per worker.
@@ -35,14 +51,60 @@ struct InflightCell {
 }
 
 impl SharedService {
-    /// Begins with nobody in it. `max` requests may be in it at once.
-    pub fn new(name: Arc<str>, max: usize, workers: usize) -> Arc<Self> {
+    /// Begins with nobody in it.
+    pub fn new(service: &settings::Service, workers: usize) -> Arc<Self> {
+        let name = &service.spec.name;
+        let [normal, large] = bounds(service);
+        let (places, large_places) = (service.concurrency.max, service.bodies.large_max);
+        Self::with(name, (places, normal), (large_places, large), workers)
+    }
+
+    /// Makes what requests without a service belong to: nobody has a place there.
+    pub fn nobodys(name: &Arc<str>, workers: usize) -> Arc<Self> {
+        let none = QueueBounds {
+            count: 0,
+            bytes: 0,
+            flows: 1,
+            age: std::time::Duration::ZERO,
+        };
+        Self::with(name, (0, none), (0, none), workers)
+    }
+
+    fn with(
+        name: &Arc<str>,
+        normal: (usize, QueueBounds),
+        large: (usize, QueueBounds),
+        workers: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            name,
-            places: Places::new(max),
+            name: Arc::clone(name),
+            normal: Places::new(normal.0, normal.1),
+            large: Places::new(large.0, large.1),
             vitals: Vitals::default(),
             inflight: (0..workers).map(|_| InflightCell::default()).collect(),
         })
+    }
+
+    /// Takes other settings over. Those who are in it or wait, stay.
+    pub(crate) fn change_to(self: &Arc<Self>, service: &settings::Service, now: Instant) {
+        let [normal, large] = bounds(service);
+        self.normal.set_bounds(normal);
+        self.large.set_bounds(large);
+        self.set_limit(Lane::Normal, service.concurrency.max, now);
+        self.set_limit(Lane::Large, service.bodies.large_max, now);
+    }
+
+    /// Returns the places of a lane.
+    pub(crate) fn lane(&self, lane: Lane) -> &Places {
+        match lane {
+            Lane::Normal => &self.normal,
+            Lane::Large => &self.large,
+        }
+    }
+
+    /// Returns whether who comes now may have to wait.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.normal.is_crowded()
     }
 
     /// Returns how many requests are in flight, and when the oldest began.
@@ -67,13 +129,35 @@ impl SharedService {
         }
     }
 
+    /// Returns how many requests wait for a place.
+    pub fn waiting(&self) -> usize {
+        self.normal.waiting() + self.large.waiting()
+    }
+
+    /// Returns how many requests may be in it at once.
+    pub fn limit(&self) -> usize {
+        self.normal.limit()
+    }
+
     /// Returns how the upstream did since the start.
     pub fn vital_signs(&self) -> VitalSigns {
         self.vitals.read()
     }
+}
 
-    /// Changes how many requests may be in it at once. Those that are in it stay.
-    pub(crate) fn set_max(&self, max: usize) {
-        self.places.set_max(max);
-    }
+/// Returns how much may wait, for the places and for those of large bodies.
+fn bounds(service: &settings::Service) -> [QueueBounds; 2] {
+    let concurrency = service.concurrency;
+    let normal = QueueBounds {
+        count: concurrency.queue,
+        bytes: concurrency.queue_bytes,
+        flows: FLOWS_MAX_DEFAULT,
+        age: concurrency.queue_timeout,
+    };
+    let large = QueueBounds {
+        count: concurrency.queue.min(service.bodies.large_max * 4),
+        bytes: LARGE_QUEUE_BYTES,
+        ..normal
+    };
+    [normal, large]
 }

@@ -15,11 +15,13 @@ use tidegate_engine::service::ServiceSpec;
 use tidegate_engine::traffic::Traffic;
 
 use crate::access_log::{AccessLogSender, AccessLogs};
+use crate::clock::Clock;
 use crate::handover::PolicyReader;
 use crate::metrics::NO_SERVICE;
+use crate::overload::Overload;
 use crate::request::identify::Identify;
 use crate::service::SharedService;
-use crate::settings::{Settings, Upstream};
+use crate::settings::{Service, Settings, Upstream};
 
 /// What the setups of one process have in common.
 #[derive(Debug)]
@@ -32,6 +34,10 @@ pub struct Ground {
     pub key: HashKey,
     /// Opens access logs.
     pub access_logs: AccessLogs,
+    /// What the services have in common.
+    pub overload: Arc<Overload>,
+    /// The clock of the process.
+    pub clock: Clock,
 }
 
 /// What is in force of the settings.
@@ -53,18 +59,29 @@ pub struct Setup {
     pub services: Vec<Arc<SharedService>>,
     /// For requests that belong to none of them.
     pub no_service: Arc<SharedService>,
+    /// What they have in common.
+    pub overload: Arc<Overload>,
     /// Where log lines go.
     pub access_log: AccessLogSender,
 }
 
 impl Setup {
-    /// Returns the upstream of each service.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+    /// Returns each service with its upstream, which has the service's timeouts where it has any.
+    pub fn destinations(&self) -> impl Iterator<Item = (&Service, &Arc<SharedService>, Upstream)> {
         let upstreams = &self.settings.upstreams;
-        let named = |name: &Arc<str>| upstreams.iter().find(|upstream| upstream.name == *name);
-        // The settings name only upstreams that there are.
-        let services = self.settings.services.iter();
-        services.filter_map(move |service| named(&service.upstream))
+        let services = self.settings.services.iter().zip(&self.services);
+        services.filter_map(move |(service, shared)| {
+            // The settings name only upstreams that there are.
+            let named = |upstream: &&Upstream| upstream.name == service.upstream;
+            let mut upstream = upstreams.iter().find(named)?.clone();
+            if let Some(timeout) = service.response_timeout {
+                upstream.response_timeout = timeout;
+            }
+            if let Some(timeout) = service.idle_timeout {
+                upstream.idle_timeout = timeout;
+            }
+            Some((service, shared, upstream))
+        })
     }
 }
 
@@ -112,8 +129,9 @@ impl Ground {
         };
         let no_service = match before {
             Some(before) => Arc::clone(&before.no_service),
-            None => SharedService::new(Arc::from(NO_SERVICE), 0, self.workers),
+            None => SharedService::nobodys(&Arc::from(NO_SERVICE), self.workers),
         };
+        self.overload.change_to(&settings.overload);
         let key = self.key.clone();
         Setup {
             policy,
@@ -123,6 +141,7 @@ impl Ground {
             recent,
             services: self.services(&settings, before),
             no_service,
+            overload: Arc::clone(&self.overload),
             access_log,
             settings: Arc::new(settings),
         }
@@ -149,13 +168,12 @@ impl Ground {
         };
         let services = settings.services.iter();
         let shared = services.map(|service| {
-            let (name, max) = (&service.spec.name, service.concurrency.max);
-            match known(name) {
+            match known(&service.spec.name) {
                 Some(shared) => {
-                    shared.set_max(max);
+                    shared.change_to(service, self.clock.now());
                     Arc::clone(shared)
                 }
-                None => SharedService::new(Arc::clone(name), max, self.workers),
+                None => SharedService::new(service, self.workers),
             }
         });
         shared.collect()

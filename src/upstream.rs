@@ -8,6 +8,9 @@ mod pool;
 use std::io;
 use std::time::Duration;
 
+use crate::metrics::Side;
+use crate::request::BodyFault;
+
 pub(crate) use pool::{Lease, Upstream};
 
 /// Why an upstream gave no answer.
@@ -37,7 +40,7 @@ pub(crate) enum UpstreamError {
     ResponseTimeout(Duration),
     /// The client broke off or stalled while its request body was being sent.
     #[error("the client did not finish its request")]
-    ClientBody(crate::request::BodyFault),
+    ClientBody(BodyFault),
 }
 
 impl UpstreamError {
@@ -51,11 +54,22 @@ impl UpstreamError {
         match self {
             Self::Connect(_) => "tidegate; error=connection_refused",
             Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
-            Self::ConnectionLimit => "tidegate; error=connection_limit_reached",
+            Self::ConnectionLimit | Self::ClientBody(BodyFault::NoRoom) => {
+                "tidegate; error=connection_limit_reached"
+            }
             Self::Terminated(_) => "tidegate; error=connection_terminated",
             Self::Protocol(_) | Self::Switched => "tidegate; error=http_protocol_error",
             Self::ResponseTimeout(_) => "tidegate; error=http_response_timeout",
             Self::ClientBody(_) => "tidegate; error=http_request_error",
+        }
+    }
+
+    /// Returns who let nothing move, where that was it.
+    pub(crate) fn stalled(&self) -> Option<Side> {
+        match self {
+            Self::ResponseTimeout(_) => Some(Side::Upstream),
+            Self::ClientBody(fault) => fault.is_stall().then_some(Side::Client),
+            _ => None,
         }
     }
 

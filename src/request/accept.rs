@@ -30,7 +30,10 @@ use super::worker::Workbench;
 /// loop does not spin while there is none.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The most that hyper buffers of what a client sends ahead, in bytes.
-const READ_BUFFER_BYTES: usize = 64 * 1024;
+pub(crate) const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// What a client reads for which there is no room.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\n\
+    content-length: 0\r\nconnection: close\r\n\r\n";
 /// Says when the drain has begun; shared by all workers.
 pub(crate) type Drain = watch::Receiver<bool>;
 
@@ -140,6 +143,12 @@ fn is_one_connections_fault(error: &io::Error) -> bool {
     )
 }
 
+/// Tells a client that there is no room, as far as that goes without waiting: a new connection has room
+/// for this much. Who has sent its request already may see a reset instead.
+fn turn_away(stream: &TcpStream) {
+    drop(stream.try_write(NO_ROOM));
+}
+
 fn begin(
     stream: TcpStream,
     peer: SocketAddr,
@@ -148,24 +157,34 @@ fn begin(
     open: &Rc<OpenConnections>,
     drain: &Drain,
 ) {
+    let peer = peer.ip().to_canonical();
+    let is_trusted = trusted.contains(peer);
+    bench.metrics.connections_total.inc();
+    let place = match bench.overload.connect(peer, is_trusted) {
+        Ok(place) => place,
+        Err(why) => {
+            turn_away(&stream);
+            let reasons = &bench.metrics.connections_refused_total;
+            reasons.with_label_values(&[why.word()]).inc();
+            return;
+        }
+    };
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    bench.metrics.connections_total.inc();
-    let peer = peer.ip().to_canonical();
     let connection = Rc::new(Connection {
         state: ConnectionState::new(&bench.now),
         peer,
         peer_text: HeaderValue::try_from(peer.to_string())
             .unwrap_or(HeaderValue::from_static("unknown")),
-        is_trusted: trusted.contains(peer),
+        is_trusted,
         trusted: Arc::clone(trusted),
     });
     let counted = Counted::begin(open, &bench.metrics.connections);
     let (bench, drain) = (Rc::clone(bench), drain.clone());
     tokio::task::spawn_local(async move {
         serve_connection(stream, connection, bench, drain).await;
-        drop(counted);
+        drop((counted, place));
     });
 }
 

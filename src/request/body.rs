@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +12,14 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
 
+use super::accept::READ_BUFFER_BYTES;
+use super::admit::Place;
 use super::guard::ConnectionState;
 use super::observe::Observation;
 use crate::alarm::Alarm;
+use crate::metrics::Side;
+use crate::service::{Lane, Waiting};
+use crate::settings::Bodies;
 use crate::upstream::Lease;
 
 /// Fields that must not arrive after a body: they decide how a message is framed, routed or
@@ -41,9 +46,15 @@ pub(crate) enum BodyError {
     /// The other side failed or broke off.
     #[error("the body broke off")]
     Broken(#[source] hyper::Error),
-    /// No bytes came for too long.
+    /// Too few bytes came for too long.
     #[error("the body made no progress for {0:?}")]
     Stalled(Duration),
+    /// There are more bytes than may be.
+    #[error("the body is longer than {0} bytes")]
+    TooLarge(u64),
+    /// It is large, and too many large ones are on their way.
+    #[error("there is no room for another large body")]
+    NoRoom,
 }
 
 /// How a client failed to finish its request.
@@ -53,6 +64,10 @@ pub(crate) enum BodyFault {
     Broken,
     /// It stalled.
     Stalled,
+    /// It sent more than may be.
+    TooLarge,
+    /// It sent much while others did.
+    NoRoom,
 }
 
 impl BodyFault {
@@ -61,7 +76,14 @@ impl BodyFault {
         match self {
             Self::Broken => 400,
             Self::Stalled => 408,
+            Self::TooLarge => 413,
+            Self::NoRoom => 503,
         }
+    }
+
+    /// Returns whether the client let nothing move.
+    pub(crate) fn is_stall(self) -> bool {
+        self == Self::Stalled
     }
 }
 
@@ -76,6 +98,8 @@ pub(crate) struct BodyProgress {
     pub(crate) frames: Cell<u64>,
     /// The client's connection, where the answer was complete before the body.
     answered: RefCell<Option<Rc<ConnectionState>>>,
+    /// The request's place, which changes where the body turns out large.
+    place: RefCell<Option<Place>>,
 }
 
 thread_local! {
@@ -85,13 +109,22 @@ thread_local! {
 }
 
 impl BodyProgress {
-    /// Begins to follow a request's body.
-    pub(crate) fn of(body: &Incoming) -> Rc<Self> {
+    /// Begins to follow a request's body, whose place it takes over if there is one.
+    pub(crate) fn of(body: &Incoming, place: &mut Option<Place>) -> Rc<Self> {
         if body.is_end_stream() {
             NO_BODY.with(Rc::clone)
         } else {
-            Rc::default()
+            Rc::new(Self {
+                place: RefCell::new(place.take()),
+                ..Self::default()
+            })
         }
+    }
+
+    /// Notes what the client did wrong, and returns the error for the upstream's side.
+    fn fail(&self, fault: BodyFault, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.fault.set(Some(fault));
+        Poll::Ready(Some(Err(error)))
     }
 
     /// Notes that the body is over: its last byte was read, or nobody reads it any more.
@@ -148,7 +181,59 @@ pub(crate) enum RequestBody {
 pub(crate) struct StreamedBody {
     incoming: Incoming,
     patience: Patience,
+    /// Bytes since the deadline was put off last. Whoever drips puts nothing off.
+    fresh_bytes: u64,
+    bytes: u64,
+    limits: Bodies,
+    /// For a place among the large bodies.
+    waiting: Option<Waiting>,
     progress: Rc<BodyProgress>,
+}
+
+/// The slowest that a body may be over `idle_timeout`, in bytes a second. A 2G modem is ten times as
+/// fast.
+const BODY_RATE_MIN: f64 = 240.0;
+
+impl StreamedBody {
+    /// Takes note of bytes that came.
+    fn received(&mut self, bytes: u64) {
+        self.progress.frames.set(self.progress.frames.get() + 1);
+        self.bytes += bytes;
+        self.fresh_bytes += bytes;
+        let enough = BODY_RATE_MIN * self.patience.limit.as_secs_f64();
+        if self.fresh_bytes as f64 >= enough || self.incoming.is_end_stream() {
+            self.fresh_bytes = 0;
+            self.patience.progress();
+        }
+    }
+
+    /// Sees to it that a body which turned out large is among the large ones before more of it is read.
+    /// Ready with false: there is no room.
+    fn poll_lane(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut place = self.progress.place.borrow_mut();
+        let Some(place) = place.as_mut().filter(|place| place.lane() == Lane::Normal) else {
+            return Poll::Ready(true);
+        };
+        if self.bytes <= self.limits.large {
+            return Poll::Ready(true);
+        }
+        if let Some(waiting) = &mut self.waiting {
+            let moved = ready!(place.poll_move(waiting, cx));
+            self.waiting = None;
+            return Poll::Ready(moved);
+        }
+        if place.move_to_large() {
+            return Poll::Ready(true);
+        }
+        let Some(waiting) = place.wait_for_large(READ_BUFFER_BYTES as u64) else {
+            return Poll::Ready(false);
+        };
+        self.patience.progress();
+        let waiting = self.waiting.insert(waiting);
+        let moved = ready!(place.poll_move(waiting, cx));
+        self.waiting = None;
+        Poll::Ready(moved)
+    }
 }
 
 impl Drop for StreamedBody {
@@ -161,6 +246,7 @@ impl RequestBody {
     /// Streams a client's body; it may make no progress for `idle_timeout`.
     pub(crate) fn new(
         incoming: Incoming,
+        limits: Bodies,
         idle_timeout: Duration,
         progress: &Rc<BodyProgress>,
     ) -> Self {
@@ -172,6 +258,10 @@ impl RequestBody {
         Self::Streamed(Box::new(StreamedBody {
             incoming,
             patience,
+            fresh_bytes: 0,
+            bytes: 0,
+            limits,
+            waiting: None,
             progress: Rc::clone(progress),
         }))
     }
@@ -188,10 +278,21 @@ impl Body for RequestBody {
         let Self::Streamed(body) = self.get_mut() else {
             return Poll::Ready(None);
         };
+        match body.poll_lane(cx) {
+            Poll::Ready(true) => {}
+            Poll::Ready(false) => return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom),
+            Poll::Pending => {
+                ready!(body.patience.poll_exhausted(cx));
+                return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom);
+            }
+        }
         match Pin::new(&mut body.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                body.patience.progress();
-                body.progress.frames.set(body.progress.frames.get() + 1);
+                body.received(frame.data_ref().map_or(0, Bytes::len) as u64);
+                if body.bytes > body.limits.max {
+                    let error = BodyError::TooLarge(body.limits.max);
+                    return body.progress.fail(BodyFault::TooLarge, error);
+                }
                 // Nobody asks again after the last byte of an announced length.
                 if body.incoming.is_end_stream() {
                     body.progress.is_done.set(true);
@@ -200,21 +301,19 @@ impl Body for RequestBody {
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
             }
             Poll::Ready(Some(Err(error))) => {
-                body.progress.fault.set(Some(BodyFault::Broken));
-                Poll::Ready(Some(Err(BodyError::Broken(error))))
+                let error = BodyError::Broken(error);
+                body.progress.fail(BodyFault::Broken, error)
             }
             Poll::Ready(None) => {
                 body.progress.is_done.set(true);
                 body.progress.end();
                 Poll::Ready(None)
             }
-            Poll::Pending => match body.patience.poll_exhausted(cx) {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(()) => {
-                    body.progress.fault.set(Some(BodyFault::Stalled));
-                    Poll::Ready(Some(Err(BodyError::Stalled(body.patience.limit))))
-                }
-            },
+            Poll::Pending => {
+                ready!(body.patience.poll_exhausted(cx));
+                let error = BodyError::Stalled(body.patience.limit);
+                body.progress.fail(BodyFault::Stalled, error)
+            }
         }
     }
 
@@ -335,6 +434,9 @@ impl UpstreamReply {
 
     /// Notes that the upstream broke off or stalled, and closes its connection.
     fn fail(&mut self, error: BodyError, observation: &mut Observation) {
+        if matches!(error, BodyError::Stalled(_)) {
+            observation.stalled(Side::Upstream);
+        }
         self.failed = Some(error);
         if let Some(lease) = self.lease.take() {
             observation.upstream_broke_off(lease.upstream());

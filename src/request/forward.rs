@@ -12,19 +12,21 @@ use tokio::time::Instant;
 use super::body::{BodyProgress, ReplyBody, RequestBody};
 use super::headers::prepare_response;
 use super::observe::Observation;
+use crate::settings::Bodies;
 use crate::upstream::{Lease, Upstream, UpstreamError};
 
 /// Forwards a prepared request. On failure the observation comes back for the refusal.
 pub(crate) async fn forward(
     upstream: &Rc<Upstream>,
     request: Request<Incoming>,
+    bodies: Bodies,
     request_id: &HeaderValue,
     mut observation: Observation,
     retried: impl FnOnce(),
 ) -> Result<Response<ReplyBody>, (UpstreamError, Observation)> {
-    let progress = BodyProgress::of(request.body());
+    let progress = BodyProgress::of(request.body(), &mut observation.place);
     let idle_timeout = upstream.spec.idle_timeout;
-    let mut request = request.map(|body| RequestBody::new(body, idle_timeout, &progress));
+    let mut request = request.map(|body| RequestBody::new(body, bodies, idle_timeout, &progress));
     if matches!(request.body(), RequestBody::Streamed(_))
         && !request.headers().contains_key(CONTENT_LENGTH)
     {

@@ -31,7 +31,8 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// The longest request head; more is answered 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// How long a client may take none of the bytes that are ready for it. Without an end, a few hundred
+/// How long a client may take none of the bytes that are ready for it, where its service says nothing
+/// else. Without an end, a few hundred
 /// clients that do not read would hold all connections to an upstream.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of an unread body is thrown away so that its sender can read the refusal.
@@ -71,6 +72,8 @@ pub(crate) struct ConnectionState {
     pub(crate) linger: Cell<bool>,
     /// Whether a deadline of this connection has passed.
     pub(crate) timed_out: Cell<bool>,
+    /// How long the client may take nothing of its answer.
+    write_timeout: Cell<Duration>,
 }
 
 impl ConnectionState {
@@ -84,12 +87,18 @@ impl ConnectionState {
             has_body: Cell::new(false),
             linger: Cell::new(false),
             timed_out: Cell::new(false),
+            write_timeout: Cell::new(WRITE_TIMEOUT),
         })
     }
 
     /// Returns what the connection is doing.
     pub(crate) fn phase(&self) -> Phase {
         self.phase.get()
+    }
+
+    /// Says how long the client may take nothing of the answer to come.
+    pub(crate) fn set_write_timeout(&self, timeout: Duration) {
+        self.write_timeout.set(timeout);
     }
 
     /// A head is complete and its request is being served.
@@ -261,7 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// Takes how a write went: one that waits may do so for [`WRITE_TIMEOUT`].
+    /// Takes how a write went: one that waits may do so for a while.
     fn written(
         &mut self,
         cx: &mut Context<'_>,
@@ -271,10 +280,12 @@ impl<S> Guard<S> {
             self.write_until = None;
             return result;
         }
+        let limit = self.state.write_timeout.get();
         let until = *self
             .write_until
-            .get_or_insert_with(|| Instant::now() + WRITE_TIMEOUT);
+            .get_or_insert_with(|| Instant::now() + limit);
         ready!(self.write_alarm.poll_until(until, cx));
+        self.state.timed_out.set(true);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

@@ -15,11 +15,13 @@ use tidegate_engine::attribute::{AttributeId, Schema};
 use tidegate_engine::request::RequestFacts;
 use tidegate_engine::time::Instant;
 
+use super::admit::{Place, Shed};
 use super::guard::ConnectionState;
 use super::inflight::Ticket;
 use super::service::Service;
 use crate::access_log::AccessLog;
 use crate::clock::Clock;
+use crate::metrics::Side;
 use crate::upstream::Upstream;
 
 /// The longest value in a log line, in bytes; the rest is cut and `…` put in its place.
@@ -96,7 +98,7 @@ impl Observer {
             service: Rc::clone(service),
             began,
             ticket: Some(ticket),
-            is_admitted: false,
+            place: None,
             answered_after: None,
             outcome: "forward",
             status: 0,
@@ -205,7 +207,8 @@ pub(crate) struct Observation {
     service: Rc<Service>,
     began: Instant,
     ticket: Option<Ticket>,
-    is_admitted: bool,
+    /// Its place in the service, once it has one.
+    pub(crate) place: Option<Place>,
     /// How long the upstream took to begin its answer; how fast the client reads is not its doing.
     answered_after: Option<Duration>,
     /// One of [`crate::metrics::OUTCOMES`].
@@ -222,10 +225,15 @@ pub(crate) struct Observation {
 }
 
 impl Observation {
-    /// Takes a place in the service; it is given back when the request ends. False: there is none.
-    pub(crate) fn admit(&mut self) -> bool {
-        self.is_admitted = self.service.shared.places.enter();
-        self.is_admitted
+    /// Notes that the request gets no place.
+    pub(crate) fn shed(&mut self, why: Shed) {
+        self.outcome = "shed";
+        self.service.shed(why);
+    }
+
+    /// Notes that the request is ended because nothing moved.
+    pub(crate) fn stalled(&self, side: Side) {
+        self.service.stalled(side);
     }
 
     /// Notes that the upstream has begun its answer.
@@ -271,9 +279,7 @@ impl Drop for Observation {
             self.service.end(ticket, self.outcome, duration);
         }
         let shared = &self.service.shared;
-        if self.is_admitted {
-            shared.places.leave();
-        }
+        self.place = None;
         if self.outcome == "forward" {
             let failed = self.status >= 500 || self.fault == "http_response_incomplete";
             let waited = self.answered_after.unwrap_or(duration);
@@ -281,6 +287,9 @@ impl Drop for Observation {
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";
+            if self.connection.timed_out.get() {
+                self.service.stalled(Side::Client);
+            }
         }
         let mut line = std::mem::take(&mut self.line);
         if line.is_empty() {

@@ -22,6 +22,11 @@ const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy")
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
+/// Title and detail for a body that is too long.
+const TOO_LARGE: (&str, &str) = (
+    "Content Too Large",
+    "The request's body is longer than the service takes.",
+);
 /// How long a blocked source is told to stay away at first.
 const BLOCKED_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// How long a client is told to wait when an upstream has no room or no answer.
@@ -157,6 +162,24 @@ impl Refuse {
         .answer(request_id, observation)
     }
 
+    /// Answers a request whose body is longer than its service takes.
+    pub(crate) fn too_large(
+        request_id: &HeaderValue,
+        observation: Observation,
+    ) -> Response<ReplyBody> {
+        Problem {
+            status: 413,
+            kind: "about:blank",
+            title: TOO_LARGE.0,
+            detail: TOO_LARGE.1,
+            code: "body_too_large",
+            proxy_status: "tidegate; error=http_request_error",
+            retry_after: None,
+            limit: None,
+        }
+        .answer(request_id, observation)
+    }
+
     /// Answers a request for which its service has no place.
     pub(crate) fn shed(
         &self,
@@ -190,6 +213,7 @@ impl Refuse {
                 "The service has no room for this request now.",
             ),
             504 => ("Gateway Timeout", "The service did not answer in time."),
+            413 => TOO_LARGE,
             400 | 408 => (
                 "Incomplete request",
                 "The request's body did not arrive whole.",

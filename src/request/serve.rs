@@ -9,11 +9,13 @@ use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tidegate_engine::capacity::Flows;
 use tidegate_engine::recent::RecentRecorder;
 use tidegate_engine::traffic::{Arrival, Recorder, Standing};
 use tidegate_engine::verdict::Verdict;
 
-use super::accept::Connection;
+use super::accept::{Connection, READ_BUFFER_BYTES};
+use super::admit::{Admission, admit};
 use super::body::ReplyBody;
 use super::forward::forward;
 use super::headers::{Fields, ForwardedFacts, RequestIds, prepare_request, request_id};
@@ -26,6 +28,8 @@ use super::target::{Invalid, Target, check_framing};
 use crate::clock::Clock;
 use crate::handover::PolicyReader;
 use crate::metrics::Metrics;
+use crate::service::{Claim, Lane};
+use crate::settings::Bodies;
 use crate::upstream::Upstream;
 
 /// How long a tarpitted request is held before its connection is closed.
@@ -37,6 +41,11 @@ const TARPIT_MAX: u64 = 1000;
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
 /// How long reading it may take.
 const SMALL_BODY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What a request that waits takes besides its head and body: its future, task and places in lists.
+const REQUEST_BYTES: u64 = 8 * 1024;
+/// What a field takes in a header map besides its text.
+const FIELD_OVERHEAD_BYTES: usize = 104;
 
 /// Ends a connection without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,18 +63,32 @@ pub(crate) struct Worker {
     pub(crate) observer: Rc<Observer>,
     pub(crate) refuse: Rc<Refuse>,
     pub(crate) request_ids: Rc<RequestIds>,
-    /// All services, in the order of the policy, each with its upstream.
-    pub(crate) services: Vec<(Rc<Service>, Rc<Upstream>)>,
+    /// Where the requests of each service go, in the order of the policy.
+    pub(crate) destinations: Vec<Rc<Destination>>,
+    /// What makes a source, as far as sharing goes.
+    pub(crate) flows: Flows,
     /// For requests that belong to none of them.
     pub(crate) no_service: Rc<Service>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tarpitted: Rc<std::cell::Cell<u64>>,
 }
 
+/// Where the requests of one service go.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) service: Rc<Service>,
+    pub(crate) upstream: Rc<Upstream>,
+    pub(crate) bodies: Bodies,
+    /// How long a request may wait for its place.
+    pub(crate) queue_timeout: Duration,
+}
+
 /// What was decided about a request, and what later stages need of it.
 struct Decided {
     verdict: Verdict,
-    upstream: Rc<Upstream>,
+    to: Rc<Destination>,
+    /// The source, as far as sharing goes; looked for only where there may be nothing to share.
+    flow: u64,
     instance: u64,
     observation: Observation,
 }
@@ -76,9 +99,9 @@ impl Worker {
     pub(crate) fn flush(&self) {
         self.observer.flush();
         self.no_service.flush();
-        for (service, upstream) in &self.services {
-            service.flush();
-            upstream.sweep();
+        for to in &self.destinations {
+            to.service.flush();
+            to.upstream.sweep();
         }
     }
 
@@ -90,7 +113,7 @@ impl Worker {
     /// Returns how many requests are in flight, those that began under settings of before included
     /// where their service is still there.
     pub(crate) fn in_flight(&self) -> u64 {
-        let services = self.services.iter().map(|(service, _)| service);
+        let services = self.destinations.iter().map(|to| &to.service);
         let all = services.chain([&self.no_service]);
         all.map(|service| service.in_flight()).sum()
     }
@@ -123,18 +146,47 @@ impl Worker {
         };
         let Decided {
             verdict,
-            upstream,
+            to,
+            flow,
             instance,
             mut observation,
         } = decided;
         match verdict {
-            Verdict::Forward | Verdict::Allow { .. } if observation.admit() => Ok(self
-                .forward(request, fields, &upstream, &connection, &id, observation)
-                .await),
             Verdict::Forward | Verdict::Allow { .. } => {
-                observation.outcome = "shed";
-                let response = self.refuse.shed(&id, observation);
-                Ok(self.answer(request, response, &connection).await)
+                let announced = request.body().size_hint().exact();
+                if announced.is_some_and(|bytes| bytes > to.bodies.max) {
+                    observation.outcome = "invalid";
+                    let response = Refuse::too_large(&id, observation);
+                    return Ok(self.answer(request, response, &connection).await);
+                }
+                let claim = Claim {
+                    flow,
+                    bytes: held_bytes(&request, announced),
+                    now: observation.began,
+                };
+                let lane = if announced.is_some_and(|bytes| bytes > to.bodies.large) {
+                    Lane::Large
+                } else {
+                    Lane::Normal
+                };
+                let place = match admit(&to.service, lane, claim) {
+                    Admission::Admitted(place) => Ok(place),
+                    Admission::Waits(pending) => Box::pin(pending.wait(to.queue_timeout)).await,
+                    Admission::Shed(why) => Err(why),
+                };
+                match place {
+                    Ok(place) => {
+                        observation.place = Some(place);
+                        Ok(self
+                            .forward(request, fields, &to, &connection, &id, observation)
+                            .await)
+                    }
+                    Err(why) => {
+                        observation.shed(why);
+                        let response = self.refuse.shed(&id, observation);
+                        Ok(self.answer(request, response, &connection).await)
+                    }
+                }
             }
             Verdict::Drop { .. } => Err(dropped(&observation)),
             Verdict::Tarpit { .. } => Err(Box::pin(self.tarpit(observation)).await),
@@ -209,11 +261,11 @@ impl Worker {
                 facts.mark_trusted_proxy();
             }
             let route = policy.route(host, path);
-            let served = route.and_then(|route| self.services.get(route.index));
+            let to = route.and_then(|route| self.destinations.get(route.index));
             if let Some(route) = &route {
                 set_route(&mut facts, route);
             }
-            let mut observation = observe(served.map_or(&self.no_service, |(service, _)| service));
+            let mut observation = observe(to.map_or(&self.no_service, |to| &to.service));
             let loggable = Loggable {
                 began,
                 peer: (connection.peer, &connection.peer_text),
@@ -224,7 +276,7 @@ impl Worker {
                 facts: Some(&facts),
             };
             observation.line = self.observer.line(&loggable);
-            let Some((_, upstream)) = served else {
+            let Some(to) = to else {
                 observation.outcome = "unmatched";
                 return Err(Box::new((NoDecision::NoService, observation)));
             };
@@ -241,9 +293,15 @@ impl Worker {
             if let Some(cause) = verdict.cause() {
                 observation.log_cause(cause.as_str());
             }
+            let flow = if to.service.shared.is_crowded() {
+                self.flows.flow(&facts)
+            } else {
+                0
+            };
             Ok(Decided {
                 verdict,
-                upstream: Rc::clone(upstream),
+                to: Rc::clone(to),
+                flow,
                 instance: facts.instance(),
                 observation,
             })
@@ -254,11 +312,13 @@ impl Worker {
         &self,
         mut request: Request<Incoming>,
         fields: Fields,
-        upstream: &Rc<Upstream>,
+        to: &Destination,
         connection: &Rc<Connection>,
         id: &HeaderValue,
         observation: Observation,
     ) -> Response<ReplyBody> {
+        let upstream = &to.upstream;
+        connection.state.set_write_timeout(upstream.spec.idle_timeout);
         if !fields.host
             && let Some(host) = upstream
                 .spec
@@ -277,12 +337,15 @@ impl Worker {
                 .with_label_values(&[&*upstream.spec.name])
                 .inc();
         };
-        match forward(upstream, request, id, observation, retries).await {
+        match forward(upstream, request, to.bodies, id, observation, retries).await {
             Ok(response) => response,
             Err((error, mut observation)) => {
                 upstream.failures.count(error.word());
                 tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
                 observation.fault = error.word();
+                if let Some(side) = error.stalled() {
+                    observation.stalled(side);
+                }
                 let mut response = self.refuse.upstream(&error, id, observation);
                 if has_body {
                     // Bytes of it may still be under way, and their sender must see the answer.
@@ -363,6 +426,16 @@ impl Drop for Held<'_> {
 enum NoDecision {
     Invalid(Invalid),
     NoService,
+}
+
+/// Returns how much memory a request takes that waits: its head, and what of its body hyper reads ahead.
+fn held_bytes(request: &Request<Incoming>, announced: Option<u64>) -> u64 {
+    let fields = request.headers().iter();
+    let head: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD_BYTES)
+        .sum();
+    let ahead = READ_BUFFER_BYTES as u64;
+    REQUEST_BYTES + head as u64 + announced.unwrap_or(ahead).min(ahead)
 }
 
 /// Says how a request stands with the rules, for what may be learnt from it.

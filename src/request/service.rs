@@ -1,13 +1,17 @@
 //! A service as one worker sees it: its part of what is counted, and who is in flight.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_engine::service::Priority;
 use tidegate_engine::time::Instant;
 
+use super::admit::Shed;
 use super::inflight::{Inflight, Ticket};
-use crate::metrics::{Metrics, ServiceCounts};
+use crate::clock::Clock;
+use crate::metrics::{Metrics, ServiceCounts, Side};
+use crate::overload::Overload;
 use crate::service::SharedService;
 
 /// One worker's part of a service.
@@ -15,6 +19,11 @@ use crate::service::SharedService;
 pub(crate) struct Service {
     /// What it has in common with the other workers.
     pub(crate) shared: Arc<SharedService>,
+    /// What all services have in common.
+    pub(crate) overload: Arc<Overload>,
+    /// Who is shed first.
+    pub(crate) priority: Cell<Priority>,
+    pub(crate) clock: Clock,
     worker: usize,
     inflight: RefCell<Inflight>,
     counts: ServiceCounts,
@@ -22,9 +31,18 @@ pub(crate) struct Service {
 
 impl Service {
     /// Begins with nobody in it.
-    pub(crate) fn new(shared: &Arc<SharedService>, worker: usize, metrics: &Metrics) -> Self {
+    pub(crate) fn new(
+        shared: &Arc<SharedService>,
+        overload: &Arc<Overload>,
+        clock: Clock,
+        worker: usize,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
+            overload: Arc::clone(overload),
+            priority: Cell::default(),
+            clock,
             worker,
             inflight: RefCell::default(),
             counts: ServiceCounts::new(metrics, &shared.name),
@@ -40,6 +58,21 @@ impl Service {
     pub(crate) fn end(&self, ticket: Ticket, outcome: &str, duration: Duration) {
         self.inflight.borrow_mut().end(ticket);
         self.counts.finished(outcome, duration);
+    }
+
+    /// Notes that a request got no place.
+    pub(crate) fn shed(&self, why: Shed) {
+        self.counts.shed(why as usize);
+    }
+
+    /// Notes that a request got its place after a while.
+    pub(crate) fn waited(&self, duration: Duration) {
+        self.counts.waited(duration);
+    }
+
+    /// Notes that a request was ended because nothing moved.
+    pub(crate) fn stalled(&self, side: Side) {
+        self.counts.stalled(side);
     }
 
     /// Returns how many requests are in flight.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
+use tidegate_engine::capacity::Flows;
 use tidegate_engine::recent::RecentRecorder;
 use tidegate_engine::traffic::Recorder;
 use tokio::net::TcpListener;
@@ -21,10 +22,11 @@ use super::address::TrustedProxies;
 use super::headers::RequestIds;
 use super::observe::Observer;
 use super::refuse::Refuse;
-use super::serve::Worker;
+use super::serve::{Destination, Worker};
 use super::service::Service;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::overload::Overload;
 use crate::setup::Setup;
 use crate::upstream::Upstream;
 
@@ -147,6 +149,7 @@ pub(crate) struct Workbench {
     /// The time, a tenth of a second late at most.
     pub(crate) now: Rc<Cell<Instant>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) overload: Arc<Overload>,
     worker: RefCell<Rc<Worker>>,
     former: RefCell<Vec<Rc<Worker>>>,
 }
@@ -160,7 +163,7 @@ impl Workbench {
         setup: &Setup,
     ) -> io::Result<Self> {
         let now = Rc::new(Cell::new(Instant::now()));
-        let no_service = Service::new(&setup.no_service, number, metrics);
+        let no_service = Service::new(&setup.no_service, &setup.overload, clock, number, metrics);
         let worker = Worker {
             clock,
             identify: Arc::clone(&setup.identify),
@@ -170,7 +173,8 @@ impl Workbench {
             observer: observer(setup, clock, metrics),
             refuse: Rc::new(Refuse::new(random)),
             request_ids: Rc::new(RequestIds::new(random)),
-            services: services(setup, &[], number, metrics, &now),
+            destinations: destinations(setup, &[], (number, clock), metrics, &now),
+            flows: Flows::of(&setup.schema),
             no_service: Rc::new(no_service),
             metrics: Arc::clone(metrics),
             tarpitted: Rc::default(),
@@ -179,6 +183,7 @@ impl Workbench {
             number,
             now,
             metrics: Arc::clone(metrics),
+            overload: Arc::clone(&setup.overload),
             worker: RefCell::new(Rc::new(worker)),
             former: RefCell::default(),
         })
@@ -202,7 +207,11 @@ impl Workbench {
             observer: observer(setup, before.clock, metrics),
             refuse: Rc::clone(&before.refuse),
             request_ids: Rc::clone(&before.request_ids),
-            services: services(setup, &before.services, number, metrics, &self.now),
+            destinations: {
+                let known = &before.destinations;
+                destinations(setup, known, (number, before.clock), metrics, &self.now)
+            },
+            flows: Flows::of(&setup.schema),
             no_service: Rc::clone(&before.no_service),
             metrics: Arc::clone(metrics),
             tarpitted: Rc::clone(&before.tarpitted),
@@ -244,28 +253,33 @@ fn observer(setup: &Setup, clock: Clock, metrics: &Arc<Metrics>) -> Rc<Observer>
     Rc::new(Observer::new(clock, schema, decisions, access_log))
 }
 
-/// Returns the services of a setup with their upstreams; those of `before` that are still the same go on.
-fn services(
+/// Returns where requests go under a setup; services and upstreams of `before` that are still the same go
+/// on.
+fn destinations(
     setup: &Setup,
-    before: &[(Rc<Service>, Rc<Upstream>)],
-    number: usize,
+    before: &[Rc<Destination>],
+    (number, clock): (usize, Clock),
     metrics: &Metrics,
     now: &Rc<Cell<Instant>>,
-) -> Vec<(Rc<Service>, Rc<Upstream>)> {
-    let each = setup.services.iter().zip(setup.upstreams());
-    let made = each.map(|(shared, spec)| {
-        let known = before
-            .iter()
-            .find(|(service, _)| Arc::ptr_eq(&service.shared, shared));
+) -> Vec<Rc<Destination>> {
+    let made = setup.destinations().map(|(settings, shared, spec)| {
+        let mut known = before.iter();
+        let known = known.find(|known| Arc::ptr_eq(&known.service.shared, shared));
         let service = match known {
-            Some((service, _)) => Rc::clone(service),
-            None => Rc::new(Service::new(shared, number, metrics)),
+            Some(known) => Rc::clone(&known.service),
+            None => Rc::new(Service::new(shared, &setup.overload, clock, number, metrics)),
         };
+        service.priority.set(settings.spec.priority);
         let upstream = match known {
-            Some((_, upstream)) if upstream.spec == *spec => Rc::clone(upstream),
-            _ => Upstream::new(spec.clone(), metrics, Rc::clone(now)),
+            Some(known) if known.upstream.spec == spec => Rc::clone(&known.upstream),
+            _ => Upstream::new(spec, metrics, Rc::clone(now)),
         };
-        (service, upstream)
+        Rc::new(Destination {
+            service,
+            upstream,
+            bodies: settings.bodies,
+            queue_timeout: settings.concurrency.queue_timeout,
+        })
     });
     made.collect()
 }

@@ -1,68 +1,232 @@
-//! The places of a service: its concurrency budget, over all workers.
+//! The places of a service, over all workers: how many are taken, and who waits for one.
 //!
-//! A service that is full sheds: the others keep their places. The count is exact, because a place is
-//! taken before it is looked at.
+//! Taking a free place is one atomic step. Only where there is none, a lock is taken, for as long as it
+//! takes to join the queue or to see who is next; whoever holds it waits for nothing.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-/// The places of one service.
+use parking_lot::Mutex;
+use tidegate_engine::capacity::{FairQueue, Key, QueueBounds};
+use tidegate_engine::time::Instant;
+use tokio::sync::oneshot;
+
+use super::{Lane, SharedService};
+
+/// The places of one lane of a service.
 #[derive(Debug)]
 pub(crate) struct Places {
-    max: AtomicUsize,
+    limit: AtomicUsize,
     taken: AtomicUsize,
+    /// How many wait. Written under the lock; read without, to know whether it must be taken.
+    waiting: AtomicUsize,
+    queue: Mutex<FairQueue<oneshot::Sender<Granted>>>,
+}
+
+/// What somebody asks for who waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    /// The source, as far as sharing goes.
+    pub(crate) flow: u64,
+    /// What it holds in memory, in bytes.
+    pub(crate) bytes: u64,
+    /// Since when.
+    pub(crate) now: Instant,
+}
+
+/// A place that was handed to somebody who waited. Given back where it is dropped, for who waited may
+/// have gone.
+#[derive(Debug)]
+struct Granted {
+    service: Arc<SharedService>,
+    lane: Lane,
+    at: Instant,
+    is_kept: bool,
+}
+
+impl Granted {
+    /// Keeps the place, to be given back with [`SharedService::leave`].
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.service.leave(self.lane, None, self.at);
+        }
+    }
+}
+
+/// Somebody who waits for a place. Dropped, it leaves the queue.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    service: Arc<SharedService>,
+    lane: Lane,
+    key: Key,
+    /// Brings the place; ends without one where somebody else had a better right to wait.
+    granted: oneshot::Receiver<Granted>,
+    has_ended: bool,
+}
+
+impl Waiting {
+    /// Ready with true when the place is there, to be given back with [`SharedService::leave`]; with
+    /// false when it will never be.
+    pub(crate) fn poll_granted(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let granted = ready!(Pin::new(&mut self.granted).poll(cx));
+        self.has_ended = true;
+        Poll::Ready(granted.map(Granted::keep).is_ok())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let places = self.service.lane(self.lane);
+        let mut queue = places.queue.lock();
+        queue.remove(self.key);
+        places.waiting.store(queue.len(), Ordering::SeqCst);
+    }
 }
 
 impl Places {
-    /// Begins with `max` free places.
-    pub(super) fn new(max: usize) -> Self {
+    /// Begins with all places free.
+    pub(super) fn new(limit: usize, bounds: QueueBounds) -> Self {
         Self {
-            max: AtomicUsize::new(max),
+            limit: AtomicUsize::new(limit),
             taken: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::new(FairQueue::new(bounds)),
         }
     }
 
-    /// Changes how many places there are.
-    pub(super) fn set_max(&self, max: usize) {
-        self.max.store(max, Ordering::Relaxed);
+    /// Changes how many may wait. Those who do, stay.
+    pub(super) fn set_bounds(&self, bounds: QueueBounds) {
+        self.queue.lock().set_bounds(bounds);
     }
 
-    /// Takes a place, to be given back with [`Self::leave`]. False: there is none.
-    pub(crate) fn enter(&self) -> bool {
-        let is_free = self.taken.fetch_add(1, Ordering::Relaxed) < self.max.load(Ordering::Relaxed);
-        if !is_free {
-            self.taken.fetch_sub(1, Ordering::Relaxed);
-        }
-        is_free
+    /// Returns how many places there are.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
-    /// Gives a place back.
-    pub(crate) fn leave(&self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
+    /// Returns how many are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether who comes now may have to wait.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.waiting() > 0 || self.taken() >= self.limit()
+    }
+
+    /// Takes a free place. False: there is none, or others wait already.
+    fn enter(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0 && self.take()
+    }
+
+    fn take(&self) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let more = |taken| (taken < limit).then_some(taken + 1);
+        // Not more than the limit even for a moment: who looks meanwhile would go away for nothing.
+        let taken = self
+            .taken
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
+        taken.is_ok()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_service_admits_nobody_until_somebody_leaves() {
-        let places = Places::new(2);
-        assert!(places.enter() && places.enter());
-        assert!(!places.enter() && !places.enter());
-        places.leave();
-        assert!(places.enter(), "a place that was given back is free again");
-        assert!(!places.enter(), "refusals leave no trace");
+impl SharedService {
+    /// Takes a free place, to be given back with [`Self::leave`]. False: there is none, or others wait.
+    pub(crate) fn enter(&self, lane: Lane) -> bool {
+        self.lane(lane).enter()
     }
 
-    #[test]
-    fn fewer_places_send_nobody_away_and_admit_nobody() {
-        let places = Places::new(2);
-        assert!(places.enter() && places.enter());
-        places.set_max(1);
-        places.leave();
-        assert!(!places.enter(), "one is still in, and one may be");
-        places.leave();
-        assert!(places.enter());
+    /// Joins the queue. `None`: it is full, and nobody in it has less right to wait.
+    pub(crate) fn wait(self: &Arc<Self>, lane: Lane, claim: Claim) -> Option<Waiting> {
+        let (sender, granted) = oneshot::channel();
+        let places = self.lane(lane);
+        let mut gone = Vec::new();
+        let mut queue = places.queue.lock();
+        let pushed = queue.push(claim.flow, claim.bytes, claim.now, sender, |sender| {
+            gone.push(sender);
+        });
+        let waiting = pushed.ok().map(|key| Waiting {
+            service: Arc::clone(self),
+            lane,
+            key,
+            granted,
+            has_ended: false,
+        });
+        self.grant(lane, &mut queue, claim.now);
+        drop(queue);
+        // Woken without the lock.
+        drop(gone);
+        waiting
+    }
+
+    /// Gives a place back. `held`: by which flow, and for how long.
+    pub(crate) fn leave(self: &Arc<Self>, lane: Lane, held: Option<(u64, Duration)>, now: Instant) {
+        let places = self.lane(lane);
+        places.taken.fetch_sub(1, Ordering::SeqCst);
+        if places.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut queue = places.queue.lock();
+        if let Some((flow, hold)) = held {
+            queue.spent(flow, hold);
+        }
+        self.grant(lane, &mut queue, now);
+    }
+
+    /// Changes how many places there are, and lets in who waits for those that came.
+    pub(crate) fn set_limit(self: &Arc<Self>, lane: Lane, limit: usize, now: Instant) {
+        let places = self.lane(lane);
+        let before = places.limit.swap(limit, Ordering::SeqCst);
+        if limit > before && places.waiting.load(Ordering::SeqCst) > 0 {
+            self.grant(lane, &mut places.queue.lock(), now);
+        }
+    }
+
+    /// Hands free places to those who wait, as long as there are both.
+    fn grant(
+        self: &Arc<Self>,
+        lane: Lane,
+        queue: &mut FairQueue<oneshot::Sender<Granted>>,
+        now: Instant,
+    ) {
+        let places = self.lane(lane);
+        // Seen before it is looked for free places: whoever gives one back sees it, too.
+        places.waiting.store(queue.len(), Ordering::SeqCst);
+        while !queue.is_empty() && places.take() {
+            let Some(sender) = queue.pop(now) else {
+                // Nobody of them is worth serving any more.
+                places.taken.fetch_sub(1, Ordering::SeqCst);
+                break;
+            };
+            let granted = Granted {
+                service: Arc::clone(self),
+                lane,
+                at: now,
+                is_kept: false,
+            };
+            if let Err(unwanted) = sender.send(granted) {
+                // It has gone this very moment.
+                unwanted.keep();
+                places.taken.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        places.waiting.store(queue.len(), Ordering::SeqCst);
     }
 }

@@ -87,6 +87,14 @@ impl<T> FairQueue<T> {
         }
     }
 
+    /// Changes how much may wait. Those who do, stay; how many flows are told apart stays, too.
+    pub fn set_bounds(&mut self, bounds: QueueBounds) {
+        self.bounds = QueueBounds {
+            flows: self.bounds.flows,
+            ..bounds
+        };
+    }
+
     /// Returns how many wait, those included who waited too long and were not taken out yet.
     pub fn len(&self) -> usize {
         self.waiters.len()

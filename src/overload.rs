@@ -1,0 +1,349 @@
+//! The process as a whole: requests in flight in all services together, memory, client connections.
+//!
+//! What is scarce goes to whom it is worth most: services of low priority are shed first, critical ones
+//! last, and one address does not take all connections.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tidegate_engine::service::Priority;
+
+use crate::service::Lane;
+use crate::settings;
+
+/// Descriptors that clients do not get: listeners, files, admin connections, upstreams.
+const DESCRIPTORS_RESERVED: usize = 128;
+/// By how much memory must fall below a step before it counts as left, in percent of the ceiling.
+const STEP_DOWN_PERCENT: u64 = 5;
+
+/// How short memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Pressure {
+    /// It is not.
+    #[default]
+    None,
+    /// From 80 % of the ceiling on: low priority and large bodies are shed.
+    Some,
+    /// From 90 % on: normal priority, too, and no connection is accepted.
+    High,
+    /// From 95 % on: only critical services are served.
+    Severe,
+}
+
+const STEPS: [(Pressure, u64); 3] = [
+    (Pressure::Severe, 95),
+    (Pressure::High, 90),
+    (Pressure::Some, 80),
+];
+
+impl Pressure {
+    /// Judges resident memory against the ceiling, both in bytes. `before` is what was judged last: a
+    /// step is left only somewhat below where it was entered.
+    pub fn of(resident: u64, ceiling: u64, before: Self) -> Self {
+        let percent = resident.saturating_mul(100) / ceiling.max(1);
+        let is_on = |(step, from): &&(Self, u64)| {
+            let slack = if before >= *step { STEP_DOWN_PERCENT } else { 0 };
+            percent >= from - slack
+        };
+        STEPS.iter().find(is_on).map_or(Self::None, |(step, _)| *step)
+    }
+
+    fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::None,
+            1 => Self::Some,
+            2 => Self::High,
+            _ => Self::Severe,
+        }
+    }
+
+    /// Returns whether services of this priority are shed.
+    fn sheds(self, priority: Priority) -> bool {
+        match self {
+            Self::None => false,
+            Self::Some => priority <= Priority::Low,
+            Self::High => priority <= Priority::Normal,
+            Self::Severe => priority <= Priority::High,
+        }
+    }
+}
+
+/// Why a request is not served though its service may have a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scarce {
+    /// So many are in flight that requests of its priority have to wait for better times.
+    Inflight,
+    /// Memory is short.
+    Memory,
+}
+
+/// Why a connection is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crowded {
+    /// There are as many as there may be.
+    Total,
+    /// Its address has as many as it may have.
+    Address,
+    /// Memory is short.
+    Memory,
+}
+
+impl Crowded {
+    /// Returns the word for it in metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::Address => "address",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// What all workers share of the process as a whole.
+#[derive(Debug)]
+pub struct Overload {
+    inflight: AtomicUsize,
+    inflight_max: AtomicUsize,
+    pressure: AtomicU8,
+    connections: AtomicUsize,
+    connections_max: AtomicUsize,
+    connections_per_address: AtomicUsize,
+    /// As many entries as there are connections, at most. Locked when one begins or ends.
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+    descriptors: usize,
+}
+
+impl Overload {
+    /// Begins with nothing in flight. `descriptors` are those that the process may open.
+    pub fn new(settings: &settings::Overload, descriptors: usize) -> Arc<Self> {
+        let overload = Self {
+            inflight: AtomicUsize::new(0),
+            inflight_max: AtomicUsize::new(0),
+            pressure: AtomicU8::new(0),
+            connections: AtomicUsize::new(0),
+            connections_max: AtomicUsize::new(0),
+            connections_per_address: AtomicUsize::new(0),
+            addresses: Mutex::default(),
+            descriptors,
+        };
+        overload.change_to(settings);
+        Arc::new(overload)
+    }
+
+    /// Takes other settings over. What is in flight stays.
+    pub fn change_to(&self, settings: &settings::Overload) {
+        let store = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
+        store(&self.inflight_max, settings.inflight_max);
+        store(&self.connections_max, settings.connections_max.min(for_clients(self.descriptors)));
+        store(&self.connections_per_address, settings.connections_per_address);
+    }
+
+    /// Says how short memory is.
+    pub fn set_pressure(&self, pressure: Pressure) {
+        self.pressure.store(pressure as u8, Ordering::Relaxed);
+    }
+
+    /// Returns how short memory is.
+    pub fn pressure(&self) -> Pressure {
+        Pressure::from_number(self.pressure.load(Ordering::Relaxed))
+    }
+
+    /// Returns how many requests are in flight, those that wait for a place included, and how many may
+    /// be.
+    pub fn inflight(&self) -> (usize, usize) {
+        let load = |from: &AtomicUsize| from.load(Ordering::Relaxed);
+        (load(&self.inflight), load(&self.inflight_max))
+    }
+
+    /// Returns how many client connections there may be.
+    pub fn connections_max(&self) -> usize {
+        self.connections_max.load(Ordering::Relaxed)
+    }
+
+    /// Takes a request in, to be ended with [`Self::leave`].
+    pub(crate) fn enter(&self, priority: Priority, lane: Lane) -> Result<(), Scarce> {
+        let pressure = self.pressure();
+        let is_large = lane == Lane::Large && pressure >= Pressure::Some;
+        if is_large || pressure.sheds(priority) {
+            return Err(Scarce::Memory);
+        }
+        let max = self.inflight_max.load(Ordering::Relaxed);
+        let before = self.inflight.fetch_add(1, Ordering::Relaxed);
+        if before < ceiling(priority, max) {
+            return Ok(());
+        }
+        self.leave();
+        Err(Scarce::Inflight)
+    }
+
+    /// Ends a request that was taken in.
+    pub(crate) fn leave(&self) {
+        self.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Takes a client's connection in. One of the operator's own proxies, which many clients share, is
+    /// bound by the total alone.
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        address: IpAddr,
+        is_trusted: bool,
+    ) -> Result<ConnectionPlace, Crowded> {
+        if self.pressure() >= Pressure::High {
+            return Err(Crowded::Memory);
+        }
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.connections_max() {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(Crowded::Total);
+        }
+        let mut place = ConnectionPlace {
+            overload: Arc::clone(self),
+            address: None,
+        };
+        if !is_trusted {
+            let address = who_counts(address);
+            let max = self.connections_per_address.load(Ordering::Relaxed);
+            let mut addresses = self.addresses.lock();
+            let count = addresses.entry(address).or_default();
+            if *count >= max {
+                return Err(Crowded::Address);
+            }
+            *count += 1;
+            drop(addresses);
+            place.address = Some(address);
+        }
+        Ok(place)
+    }
+}
+
+/// A client's connection, as long as it lives.
+#[derive(Debug)]
+pub(crate) struct ConnectionPlace {
+    overload: Arc<Overload>,
+    /// The address against which it counts.
+    address: Option<IpAddr>,
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        self.overload.connections.fetch_sub(1, Ordering::Relaxed);
+        let Some(address) = self.address else { return };
+        let mut addresses = self.overload.addresses.lock();
+        if let Entry::Occupied(mut count) = addresses.entry(address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// Returns how many requests may be in flight before those of this priority are shed. The steps leave
+/// each class a tenth that the classes below cannot take.
+fn ceiling(priority: Priority, max: usize) -> usize {
+    let tenths = match priority {
+        Priority::Low => 7,
+        Priority::Normal => 8,
+        Priority::High => 9,
+        Priority::Critical => 10,
+    };
+    (max * tenths).div_ceil(10)
+}
+
+/// Returns how many of so many descriptors clients may have. A third of the rest is for upstreams: most
+/// client connections are idle at any time.
+fn for_clients(descriptors: usize) -> usize {
+    let reserved = DESCRIPTORS_RESERVED.min(descriptors / 2);
+    ((descriptors - reserved) * 2 / 3).max(1)
+}
+
+/// Returns whose connections count together: an IPv6 client has its /64.
+fn who_counts(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & (u128::MAX << 64);
+            IpAddr::V6(Ipv6Addr::from(network))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overload(settings: settings::Overload) -> Arc<Overload> {
+        Overload::new(&settings, 100_000)
+    }
+
+    #[test]
+    fn low_priority_is_shed_first_and_critical_last() {
+        let overload = overload(settings::Overload {
+            inflight_max: 10,
+            ..settings::Overload::default()
+        });
+        let mut in_flight = 0;
+        let order = [Priority::Low, Priority::Normal, Priority::High, Priority::Critical];
+        for (priority, most) in order.into_iter().zip([7, 8, 9, 10]) {
+            while overload.enter(priority, Lane::Normal).is_ok() {
+                in_flight += 1;
+            }
+            assert_eq!(in_flight, most, "{priority:?}");
+        }
+        assert_eq!(overload.enter(Priority::Critical, Lane::Normal), Err(Scarce::Inflight));
+        assert_eq!(overload.inflight(), (10, 10), "refusals leave no trace");
+        for _ in 0..3 {
+            overload.leave();
+        }
+        assert_eq!(overload.enter(Priority::Low, Lane::Normal), Err(Scarce::Inflight));
+        assert_eq!(overload.enter(Priority::Normal, Lane::Normal), Ok(()));
+    }
+
+    #[test]
+    fn memory_steps_are_entered_at_once_and_left_with_slack() {
+        let of = |percent, before| Pressure::of(percent, 100, before);
+        assert_eq!(of(79, Pressure::None), Pressure::None);
+        assert_eq!(of(80, Pressure::None), Pressure::Some);
+        assert_eq!(of(96, Pressure::None), Pressure::Severe);
+        assert_eq!(of(91, Pressure::Severe), Pressure::Severe);
+        assert_eq!(of(89, Pressure::Severe), Pressure::High);
+        assert_eq!(of(76, Pressure::Some), Pressure::Some);
+        assert_eq!(of(74, Pressure::Some), Pressure::None);
+        let overload = overload(settings::Overload::default());
+        overload.set_pressure(Pressure::High);
+        assert_eq!(overload.enter(Priority::Normal, Lane::Normal), Err(Scarce::Memory));
+        assert_eq!(overload.enter(Priority::High, Lane::Normal), Ok(()));
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_connections() {
+        let overload = overload(settings::Overload {
+            connections_max: 3,
+            connections_per_address: 2,
+            ..settings::Overload::default()
+        });
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = overload.connect(ip("2001:db8::1"), false).unwrap();
+        let _second = overload.connect(ip("2001:db8::2"), false).unwrap();
+        let same = overload.connect(ip("2001:db8::3"), false);
+        assert_eq!(same.unwrap_err(), Crowded::Address);
+        let _other = overload.connect(ip("192.0.2.1"), false).unwrap();
+        let one_more = overload.connect(ip("192.0.2.2"), true);
+        assert_eq!(one_more.unwrap_err(), Crowded::Total);
+        drop(first);
+        let _proxy = overload.connect(ip("2001:db8::4"), true).unwrap();
+        assert_eq!(overload.addresses.lock().len(), 2);
+    }
+
+    #[test]
+    fn few_descriptors_mean_few_clients() {
+        assert_eq!(for_clients(64), 21);
+        assert_eq!(for_clients(256), 85);
+        assert_eq!(for_clients(1024), 597);
+        assert_eq!(for_clients(0), 1);
+    }
+}
