@@ -26,8 +26,10 @@ use crate::control::operator::OperatorRules;
 use crate::control::{self, Control, ControlParts};
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
+use crate::overload::Overload;
 use crate::reload::{self, ConfigFiles, Loaded, Reloader};
 use crate::request::worker::{self, WorkerParts};
+use crate::resources;
 use crate::settings::{Settings, Workers};
 use crate::setup::{Ground, service_specs};
 use crate::state::{self, AuditFile, DetectedFile, DetectorFile, StateWriter};
@@ -154,6 +156,8 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         seed,
         key: key.clone(),
         access_logs: AccessLogs::new(&metrics),
+        overload: Overload::new(&settings.overload, resources::raise_descriptors()),
+        clock,
     };
     let access_logs = ground.access_logs.clone();
     let access_log = ground

@@ -33,7 +33,9 @@ use self::take::Repeats;
 use crate::clock::Clock;
 use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
+use crate::overload::Pressure;
 use crate::reload::Loaded;
+use crate::resources;
 use crate::settings::Settings;
 use crate::setup::{Ground, Setup};
 use crate::state::{DetectedFile, StateWriter};
@@ -100,6 +102,8 @@ pub struct Control {
     promoted: Vec<Promotion>,
     published: SystemTime,
     kept: Instant,
+    /// What the control group allows, in bytes.
+    memory_allowed: Option<u64>,
 }
 
 /// How the last reload went.
@@ -130,6 +134,7 @@ impl Control {
             promoted: Vec::new(),
             published: now,
             kept: began,
+            memory_allowed: resources::memory_allowed(),
         };
         let metrics = &control.parts.metrics;
         metrics.reload_last_successful.set(1);
@@ -146,6 +151,7 @@ impl Control {
         let began = self.parts.clock.now();
         self.parts.publisher.let_go();
         self.parts.setup.recent.gather(began);
+        self.watch_memory();
         let stress = self.stress.tick(&self.parts.setup.services);
         let traffic = &self.parts.setup.traffic;
         let tick = self.parts.detector.tick(traffic, &stress, began);
@@ -169,6 +175,39 @@ impl Control {
             }
         }
         self.measure(began);
+    }
+
+    /// Judges how short memory is, for who is served then.
+    fn watch_memory(&mut self) {
+        let overload = &self.parts.ground.overload;
+        let ceiling = self.settings().overload.memory_max.or(self.memory_allowed);
+        let resident = resources::memory_resident();
+        let before = overload.pressure();
+        let now = match resident.zip(ceiling) {
+            Some((resident, ceiling)) => Pressure::of(resident, ceiling, before),
+            // Nothing bounds it, or nobody says what is used.
+            None => Pressure::None,
+        };
+        if now == before {
+            return;
+        }
+        overload.set_pressure(now);
+        self.parts.metrics.memory_pressure.set(now as i64);
+        if now > before {
+            tracing::warn!(
+                resident,
+                ceiling,
+                pressure = now as u8,
+                "memory is short; requests of low priority are refused first"
+            );
+        } else {
+            tracing::info!(
+                resident,
+                ceiling,
+                pressure = now as u8,
+                "memory is less short"
+            );
+        }
     }
 
     /// Keeps what the detector has learnt, for the next start.

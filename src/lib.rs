@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod overload;
 pub mod reload;
 pub mod request;
+pub mod resources;
 pub mod rules_folder;
 pub mod service;
 pub mod settings;

@@ -47,10 +47,17 @@ impl Pressure {
     pub fn of(resident: u64, ceiling: u64, before: Self) -> Self {
         let percent = resident.saturating_mul(100) / ceiling.max(1);
         let is_on = |(step, from): &&(Self, u64)| {
-            let slack = if before >= *step { STEP_DOWN_PERCENT } else { 0 };
+            let slack = if before >= *step {
+                STEP_DOWN_PERCENT
+            } else {
+                0
+            };
             percent >= from - slack
         };
-        STEPS.iter().find(is_on).map_or(Self::None, |(step, _)| *step)
+        STEPS
+            .iter()
+            .find(is_on)
+            .map_or(Self::None, |(step, _)| *step)
     }
 
     fn from_number(number: u8) -> Self {
@@ -139,8 +146,14 @@ impl Overload {
     pub fn change_to(&self, settings: &settings::Overload) {
         let store = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
         store(&self.inflight_max, settings.inflight_max);
-        store(&self.connections_max, settings.connections_max.min(for_clients(self.descriptors)));
-        store(&self.connections_per_address, settings.connections_per_address);
+        store(
+            &self.connections_max,
+            settings.connections_max.min(for_clients(self.descriptors)),
+        );
+        store(
+            &self.connections_per_address,
+            settings.connections_per_address,
+        );
     }
 
     /// Says how short memory is.
@@ -287,19 +300,30 @@ mod tests {
             ..settings::Overload::default()
         });
         let mut in_flight = 0;
-        let order = [Priority::Low, Priority::Normal, Priority::High, Priority::Critical];
+        let order = [
+            Priority::Low,
+            Priority::Normal,
+            Priority::High,
+            Priority::Critical,
+        ];
         for (priority, most) in order.into_iter().zip([7, 8, 9, 10]) {
             while overload.enter(priority, Lane::Normal).is_ok() {
                 in_flight += 1;
             }
             assert_eq!(in_flight, most, "{priority:?}");
         }
-        assert_eq!(overload.enter(Priority::Critical, Lane::Normal), Err(Scarce::Inflight));
+        assert_eq!(
+            overload.enter(Priority::Critical, Lane::Normal),
+            Err(Scarce::Inflight)
+        );
         assert_eq!(overload.inflight(), (10, 10), "refusals leave no trace");
         for _ in 0..3 {
             overload.leave();
         }
-        assert_eq!(overload.enter(Priority::Low, Lane::Normal), Err(Scarce::Inflight));
+        assert_eq!(
+            overload.enter(Priority::Low, Lane::Normal),
+            Err(Scarce::Inflight)
+        );
         assert_eq!(overload.enter(Priority::Normal, Lane::Normal), Ok(()));
     }
 
@@ -315,7 +339,10 @@ mod tests {
         assert_eq!(of(74, Pressure::Some), Pressure::None);
         let overload = overload(settings::Overload::default());
         overload.set_pressure(Pressure::High);
-        assert_eq!(overload.enter(Priority::Normal, Lane::Normal), Err(Scarce::Memory));
+        assert_eq!(
+            overload.enter(Priority::Normal, Lane::Normal),
+            Err(Scarce::Memory)
+        );
         assert_eq!(overload.enter(Priority::High, Lane::Normal), Ok(()));
     }
 

@@ -167,14 +167,12 @@ impl Ground {
             services.into_iter().find(|service| service.name == *name)
         };
         let services = settings.services.iter();
-        let shared = services.map(|service| {
-            match known(&service.spec.name) {
-                Some(shared) => {
-                    shared.change_to(service, self.clock.now());
-                    Arc::clone(shared)
-                }
-                None => SharedService::new(service, self.workers),
+        let shared = services.map(|service| match known(&service.spec.name) {
+            Some(shared) => {
+                shared.change_to(service, self.clock.now());
+                Arc::clone(shared)
             }
+            None => SharedService::new(service, self.workers),
         });
         shared.collect()
     }

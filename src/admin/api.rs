@@ -293,6 +293,8 @@ fn services(control: &Control) -> Value {
             "upstream": service.upstream,
             "priority": service.spec.priority.word(),
             "inflight": count,
+            "waiting": shared.waiting(),
+            "limit": shared.limit(),
             "oldest_inflight_s": oldest.map(|oldest| now.since(oldest).as_secs_f64()),
         })
     });
@@ -388,6 +390,15 @@ fn set_inflight(metrics: &Metrics, control: &Control) {
     let live: HashSet<&str> = all().map(|service| &*service.name).collect();
     forget_but(&live, &metrics.inflight_requests);
     forget_but(&live, &metrics.oldest_inflight_seconds);
+    forget_but(&live, &metrics.waiting_requests);
+    forget_but(&live, &metrics.concurrency_limit);
+    for service in &setup.services {
+        let label = [&*service.name];
+        let waiting = metrics.waiting_requests.with_label_values(&label);
+        waiting.set(service.waiting() as i64);
+        let limit = metrics.concurrency_limit.with_label_values(&label);
+        limit.set(service.limit() as i64);
+    }
     for service in all() {
         let (count, oldest) = service.in_flight();
         let label = [&*service.name];

@@ -122,7 +122,11 @@ impl BodyProgress {
     }
 
     /// Notes what the client did wrong, and returns the error for the upstream's side.
-    fn fail(&self, fault: BodyFault, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn fail(
+        &self,
+        fault: BodyFault,
+        error: BodyError,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.fault.set(Some(fault));
         Poll::Ready(Some(Err(error)))
     }

@@ -205,7 +205,7 @@ pub(crate) struct Observation {
     observer: Rc<Observer>,
     connection: Rc<ConnectionState>,
     service: Rc<Service>,
-    began: Instant,
+    pub(crate) began: Instant,
     ticket: Option<Ticket>,
     /// Its place in the service, once it has one.
     pub(crate) place: Option<Place>,

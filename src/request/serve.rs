@@ -294,7 +294,7 @@ impl Worker {
                 observation.log_cause(cause.as_str());
             }
             let flow = if to.service.shared.is_crowded() {
-                self.flows.flow(&facts)
+                self.flows.flow_of(&facts)
             } else {
                 0
             };
@@ -318,7 +318,9 @@ impl Worker {
         observation: Observation,
     ) -> Response<ReplyBody> {
         let upstream = &to.upstream;
-        connection.state.set_write_timeout(upstream.spec.idle_timeout);
+        connection
+            .state
+            .set_write_timeout(upstream.spec.idle_timeout);
         if !fields.host
             && let Some(host) = upstream
                 .spec

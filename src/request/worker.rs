@@ -267,7 +267,13 @@ fn destinations(
         let known = known.find(|known| Arc::ptr_eq(&known.service.shared, shared));
         let service = match known {
             Some(known) => Rc::clone(&known.service),
-            None => Rc::new(Service::new(shared, &setup.overload, clock, number, metrics)),
+            None => Rc::new(Service::new(
+                shared,
+                &setup.overload,
+                clock,
+                number,
+                metrics,
+            )),
         };
         service.priority.set(settings.spec.priority);
         let upstream = match known {

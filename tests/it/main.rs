@@ -10,6 +10,7 @@ mod forwarding;
 mod framing;
 mod harness;
 mod identity;
+mod isolation;
 mod keeping;
 mod refusals;
 mod reload_and_drain;

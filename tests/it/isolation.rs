@@ -1,0 +1,336 @@
+//! Places, queues and lanes: a full service makes its own requests wait or go, and nobody else's.
+
+use std::time::Duration;
+
+use super::harness::{OK, Proxy, Setup, Upstream, Wire, eventually};
+
+const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\n\r\n";
+
+/// Starts a proxy whose one service has these keys besides.
+fn start(upstream: std::net::SocketAddr, keys: &str) -> Proxy {
+    let service =
+        format!("services: [{{ name: chat, match: [{{ path: / }}], upstream: chat, {keys} }}]");
+    Setup {
+        services: &service,
+        ..Setup::to(upstream)
+    }
+    .start()
+}
+
+fn shed(proxy: &Proxy, reason: &str) -> u64 {
+    proxy.metric(&format!(
+        "tidegate_shed_total{{reason=\"{reason}\",service=\"chat\"}}"
+    ))
+}
+
+/// Sends a request without waiting for its answer.
+fn begin(proxy: &Proxy, request: &str) -> Wire {
+    let mut client = proxy.client();
+    client.send(request);
+    client
+}
+
+fn waiting(proxy: &Proxy, count: u64) {
+    let series = "tidegate_waiting_requests{service=\"chat\"}";
+    eventually("so many wait", || proxy.metric(series) == count);
+}
+
+#[test]
+fn who_finds_no_place_waits_for_one_and_whoever_finds_no_room_to_wait_is_told_so() {
+    let upstream = Upstream::new();
+    let proxy = start(
+        upstream.address,
+        "concurrency: { max: 1, queue: 1, queue_timeout: 20s }",
+    );
+    let mut first = begin(&proxy, GET);
+    let mut served = upstream.accept();
+    served.request();
+    let mut second = begin(&proxy, GET);
+    waiting(&proxy, 1);
+    // Of the same source: the newest waits, the oldest goes.
+    let mut third = begin(&proxy, GET);
+    let refused = second.response();
+    assert_eq!(refused.status(), 503);
+    assert!(refused.header("retry-after").is_some());
+    assert!(refused.text().contains("overloaded"));
+    assert_eq!(shed(&proxy, "full"), 1);
+    served.send(OK);
+    assert_eq!(first.response().status(), 200);
+    served.request();
+    served.send(OK);
+    assert_eq!(third.response().status(), 200);
+    waiting(&proxy, 0);
+    proxy.metric_reaches("tidegate_queue_wait_seconds_count{service=\"chat\"}", 1);
+}
+
+#[test]
+fn nobody_waits_longer_than_the_queue_allows_and_who_has_gone_waits_no_more() {
+    let upstream = Upstream::new();
+    let proxy = start(
+        upstream.address,
+        "concurrency: { max: 1, queue: 8, queue_timeout: 300ms }",
+    );
+    let mut first = begin(&proxy, GET);
+    let mut served = upstream.accept();
+    served.request();
+    assert_eq!(proxy.ask(GET).status(), 503);
+    assert_eq!(shed(&proxy, "queue_timeout"), 1);
+
+    let gone = begin(&proxy, GET);
+    waiting(&proxy, 1);
+    drop(gone);
+    waiting(&proxy, 0);
+    served.send(OK);
+    assert_eq!(first.response().status(), 200);
+    let mut next = begin(&proxy, GET);
+    served.request();
+    served.send(OK);
+    assert_eq!(next.response().status(), 200);
+    assert_eq!(shed(&proxy, "full"), 0);
+}
+
+/// One source fills the queue; another comes last and is next but one.
+#[test]
+fn a_source_that_asks_for_much_does_not_keep_others_waiting() {
+    let upstream = Upstream::new();
+    let proxy = start(
+        upstream.address,
+        "concurrency: { max: 1, queue: 10, queue_timeout: 20s }",
+    );
+    let mut clients = vec![begin(&proxy, GET)];
+    let mut served = upstream.accept();
+    served.request();
+    for number in 1..=10 {
+        clients.push(begin(&proxy, GET));
+        waiting(&proxy, number);
+    }
+    let other = GET.replace("acme", "other");
+    let mut honest = begin(&proxy, &other);
+    eventually("one of the many made room", || shed(&proxy, "full") == 1);
+    let mut turns = Vec::new();
+    for _ in 0..3 {
+        served.send(OK);
+        let request = served.request();
+        turns.push(request.header("x-app-id").unwrap_or_default().to_owned());
+    }
+    assert!(turns.iter().take(2).any(|app| app == "other"), "{turns:?}");
+    assert_eq!(honest.response().status(), 200);
+    assert_eq!(shed(&proxy, "full"), 1, "nobody else had to go");
+}
+
+#[test]
+fn low_priority_is_shed_before_critical() {
+    let upstream = Upstream::new();
+    let services = "services:
+  - { name: chat, match: [{ path: /c/ }], upstream: chat, priority: low }
+  - { name: login, match: [{ path: /l/ }], upstream: chat, priority: critical }
+overload: { inflight_max: 4 }";
+    let proxy = Setup {
+        services,
+        ..Setup::to(upstream.address)
+    }
+    .start();
+    let at = |path: &str| GET.replace("/x", path);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let client = begin(&proxy, &at("/c/"));
+        let mut wire = upstream.accept();
+        wire.request();
+        held.push((client, wire));
+    }
+    assert_eq!(proxy.ask(at("/c/")).status(), 503, "70 % of four are three");
+    assert_eq!(shed(&proxy, "priority"), 1);
+    let mut login = begin(&proxy, &at("/l/"));
+    let mut wire = upstream.accept();
+    wire.request();
+    wire.send(OK);
+    assert_eq!(login.response().status(), 200);
+}
+
+#[test]
+fn with_memory_short_only_what_is_critical_is_served() {
+    let upstream = Upstream::recording();
+    let services = "services:
+  - { name: chat, match: [{ path: /c/ }], upstream: chat }
+  - { name: login, match: [{ path: /l/ }], upstream: chat, priority: critical }
+";
+    let proxy = Setup {
+        services,
+        ..Setup::to(upstream.address)
+    }
+    .start();
+    // New connections are turned away, too: these are there before.
+    let (mut chat, mut login) = (proxy.client(), proxy.client());
+    let (to_chat, to_login) = (GET.replace("/x", "/c/"), GET.replace("/x", "/l/"));
+    assert_eq!(chat.exchange(&to_chat).status(), 200);
+    assert_eq!(login.exchange(&to_login).status(), 200);
+    let settings = proxy.folder.read("tidegate.yaml");
+    let short = format!("{settings}overload: {{ memory_max: 1MiB }}\n");
+    proxy.folder.write("tidegate.yaml", &short);
+    proxy.metric_reaches("tidegate_memory_pressure", 3);
+    assert_eq!(chat.exchange(&to_chat).status(), 503);
+    assert_eq!(shed(&proxy, "memory"), 1);
+    assert_eq!(login.exchange(&to_login).status(), 200);
+    assert_eq!(proxy.ask(&to_login).status(), 503, "a new connection");
+    proxy.folder.write("tidegate.yaml", &settings);
+    eventually("nothing bounds it", || proxy.ask(&to_chat).status() == 200);
+}
+
+/// Announces a body and sends some of it.
+fn upload(proxy: &Proxy, length: usize, sent: usize) -> Wire {
+    let head = format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    let mut client = begin(proxy, &head);
+    client.send(vec![b'a'; sent]);
+    client
+}
+
+#[test]
+fn large_bodies_wait_for_each_other_and_nobody_for_them() {
+    let upstream = Upstream::new();
+    let proxy = start(
+        upstream.address,
+        "concurrency: { max: 1, queue: 4, queue_timeout: 20s }, large_body: 1KiB, large_bodies_max: 1",
+    );
+    let mut large = upload(&proxy, 4096, 100);
+    let mut of_large = upstream.accept();
+    of_large.head();
+    let mut another = upload(&proxy, 4096, 4096);
+    waiting(&proxy, 1);
+    let mut small = begin(&proxy, GET);
+    let mut of_small = upstream.accept();
+    of_small.request();
+    of_small.send(OK);
+    assert_eq!(small.response().status(), 200);
+    waiting(&proxy, 1);
+    large.send(vec![b'a'; 3996]);
+    of_large.exactly(4096);
+    of_large.send(OK);
+    assert_eq!(large.response().status(), 200);
+    // On the connection that became free last.
+    of_large.head();
+    of_large.exactly(4096);
+    of_large.send(OK);
+    assert_eq!(another.response().status(), 200);
+    waiting(&proxy, 0);
+}
+
+/// A body of unknown length gives its place back when it turns out large.
+#[test]
+fn a_body_that_turns_out_large_moves_over() {
+    let upstream = Upstream::new();
+    let proxy = start(
+        upstream.address,
+        "concurrency: { max: 1, queue: 4, queue_timeout: 20s }, large_body: 1KiB, large_bodies_max: 1",
+    );
+    let chunked = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut client = begin(&proxy, chunked);
+    let mut wire = upstream.accept();
+    client.send(format!("200\r\n{}\r\n", "a".repeat(0x200)));
+    wire.head();
+    let mut small = begin(&proxy, GET);
+    waiting(&proxy, 1);
+    client.send(format!("800\r\n{}\r\n1\r\na\r\n", "a".repeat(0x800)));
+    let mut of_small = upstream.accept();
+    of_small.request();
+    of_small.send(OK);
+    assert_eq!(small.response().status(), 200);
+    client.send("0\r\n\r\n");
+    wire.read_until(b"0\r\n\r\n");
+    wire.send(OK);
+    assert_eq!(client.response().status(), 200);
+}
+
+#[test]
+fn bodies_longer_than_the_service_takes_are_refused_announced_or_not() {
+    let upstream = Upstream::new();
+    let proxy = start(upstream.address, "body_max: 1KiB");
+    let mut announced = upload(&proxy, 2048, 0);
+    assert_eq!(announced.response().status(), 413);
+    upstream.expect_untouched();
+    let chunked = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut client = begin(&proxy, chunked);
+    client.send(format!("800\r\n{}\r\n", "a".repeat(0x800)));
+    let refused = client.response();
+    assert_eq!(refused.status(), 413);
+    assert!(
+        refused
+            .header("connection")
+            .is_some_and(|field| field == "close")
+    );
+    let mut fits = upload(&proxy, 1024, 1024);
+    let mut wire = loop {
+        let mut wire = upstream.accept();
+        if let Some(head) = wire.head_if_any()
+            && head.header("content-length").is_some()
+        {
+            break wire;
+        }
+    };
+    wire.exactly(1024);
+    wire.send(OK);
+    assert_eq!(fits.response().status(), 200);
+}
+
+/// Whoever sends a byte now and then makes no progress; a service that streams sets its own patience.
+#[test]
+fn a_dripping_body_is_ended_after_the_services_idle_timeout() {
+    let upstream = Upstream::new();
+    let proxy = start(upstream.address, "idle_timeout: 1s");
+    let mut client = upload(&proxy, 100_000, 10);
+    let mut wire = upstream.accept();
+    wire.head();
+    let mut drip = client.twin();
+    let dripping = std::thread::spawn(move || {
+        for _ in 0..60 {
+            if !drip.is_taken(b"a") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("it was never ended");
+    });
+    assert_eq!(client.response().status(), 408);
+    dripping.join().expect("the drip was cut off");
+    let series = "tidegate_stalled_requests_total{service=\"chat\",side=\"client\"}";
+    proxy.metric_reaches(series, 1);
+}
+
+#[test]
+fn one_address_does_not_take_all_connections_and_trusted_proxies_are_exempt() {
+    let upstream = Upstream::recording();
+    let services = "services: [{ name: chat, match: [{ path: / }], upstream: chat }]
+overload: { connections_per_address: 2, connections_max: 4 }";
+    let start = |trusted_proxies| {
+        Setup {
+            services,
+            trusted_proxies,
+            ..Setup::to(upstream.address)
+        }
+        .start()
+    };
+    let proxy = start("[]");
+    let mut held: Vec<_> = (0..2).map(|_| proxy.client()).collect();
+    for client in &mut held {
+        assert_eq!(client.exchange(GET).status(), 200);
+    }
+    let turned_away = proxy.client().response();
+    assert_eq!(turned_away.status(), 503);
+    assert!(turned_away.header("retry-after").is_some());
+    proxy.metric_reaches("tidegate_connections_refused_total{reason=\"address\"}", 1);
+    held.pop();
+    eventually("there is room again", || {
+        let mut client = proxy.client();
+        client.send(GET);
+        client
+            .response_if_any()
+            .is_some_and(|answer| answer.status() == 200)
+    });
+
+    let proxy = start("[127.0.0.0/8]");
+    let mut held: Vec<_> = (0..4).map(|_| proxy.client()).collect();
+    for client in &mut held {
+        assert_eq!(client.exchange(GET).status(), 200);
+    }
+    assert_eq!(proxy.client().response().status(), 503);
+    proxy.metric_reaches("tidegate_connections_refused_total{reason=\"total\"}", 1);
+}
