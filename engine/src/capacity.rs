@@ -3,5 +3,7 @@
 
 mod chain;
 mod fair_queue;
+mod flow;
 
 pub use self::fair_queue::{FLOWS_MAX_DEFAULT, FairQueue, Key, QueueBounds};
+pub use self::flow::Flows;
