@@ -4,6 +4,7 @@ mod addresses;
 mod crowds;
 mod modes;
 mod operators;
+mod promises;
 mod ramps;
 mod restart;
 mod rules;
