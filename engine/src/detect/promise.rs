@@ -271,7 +271,6 @@ impl Detector {
         });
         self.incidents
             .happen_because(before.incident, Happening::Narrowed, Some(why), now);
-        self.past.withdraw(&before.source, now);
         self.past.supersede(&source);
         self.measures.insert(at, after);
         self.gate.reset();

@@ -12,13 +12,14 @@ const NARROWER: &str = "app=acme, sdk=chat-android, sdk_version=3.2.1, user_agen
 /// When the users of `acme` get the version that loops.
 const ROLLOUT: f64 = BEGIN + 6.0;
 
-/// A version of `acme` that nobody has yet loops on some devices and is blocked; then its 500 users get it,
+/// A version of `acme` that nobody has yet loops on some devices and is blocked; then its users get it,
 /// too, and do not loop. It promised to hit nobody.
 struct Rollout {
     /// Devices that loop before the rollout, and after it.
     looping: [usize; 2],
-    /// What all that loop have in common.
-    agent: Option<&'static str>,
+    /// How many of a hundred that loop have this agent; the users have `android agent 0` to `2`.
+    telling: (usize, &'static str),
+    users: usize,
     /// Whether the users are those from before.
     known: bool,
 }
@@ -26,13 +27,14 @@ struct Rollout {
 impl Rollout {
     fn world(&self) -> World {
         let mut world = World::new(81);
-        let users = devices(500, "4.1.0", "acme", 1.0, &mut world);
+        let users = devices(self.users, "4.1.0", "acme", 1.0, &mut world);
         let others = world.background.len();
         world.background.extend(users);
         let [before, after] = self.looping;
         let mut loopers = devices(before, "3.2.1", "acme", 10.0, &mut world);
-        if let Some(agent) = self.agent {
-            for looper in &mut loopers {
+        for (at, looper) in loopers.iter_mut().enumerate() {
+            let (share, agent) = self.telling;
+            if at % 100 < share {
                 agent.clone_into(&mut looper.agent);
             }
         }
@@ -44,7 +46,7 @@ impl Rollout {
         assert!(world.when(Happening::Blocked).is_some());
         let mut users = world.background.split_off(others);
         if !self.known {
-            users = devices(500, "3.2.1", "acme", 1.0, &mut world);
+            users = devices(self.users, "3.2.1", "acme", 1.0, &mut world);
         }
         for user in &mut users {
             "3.2.1".clone_into(&mut user.version);
@@ -69,7 +71,8 @@ fn event(world: &World, what: Happening) -> &Event {
 fn a_rule_that_hits_more_than_it_promised_is_narrowed_to_what_only_the_flood_has() {
     let rollout = Rollout {
         looping: [500, 500],
-        agent: Some("android agent 9"),
+        telling: (100, "android agent 9"),
+        users: 500,
         known: true,
     };
     let mut world = rollout.world();
@@ -104,7 +107,8 @@ fn a_rule_that_hits_more_than_it_promised_is_narrowed_to_what_only_the_flood_has
 fn a_rule_is_narrowed_rather_than_withdrawn() {
     let rollout = Rollout {
         looping: [500, 30],
-        agent: Some("android agent 9"),
+        telling: (100, "android agent 9"),
+        users: 500,
         known: true,
     };
     let mut world = rollout.world();
@@ -114,27 +118,63 @@ fn a_rule_is_narrowed_rather_than_withdrawn() {
     assert_eq!(world.rules()[0].when_text.to_string(), NARROWER);
 }
 
-/// The control: no value tells the loop from the users, and most of what is refused is the loop's.
+/// The control: no value tells the loop from the users, or nine tenths of it only, or all of it with too
+/// many of the users; and most of what is refused is the loop's.
 #[test]
 fn where_nothing_narrower_keeps_the_flood_a_rule_stays_as_it_is() {
+    for (looping, users, telling) in [
+        (500, 500, (0, "")),
+        (500, 500, (90, "android agent 9")),
+        (150, 900, (100, "android agent 1")),
+    ] {
+        let rollout = Rollout {
+            looping: [looping, looping],
+            telling,
+            users,
+            known: true,
+        };
+        let mut world = rollout.world();
+        world.run(ROLLOUT + 30.0);
+        assert!(world.when(Happening::Narrowed).is_none(), "{telling:?}");
+        assert!(world.when(Happening::Withdrawn).is_none(), "{telling:?}");
+        assert_eq!(world.rules().len(), 1);
+        assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
+    }
+}
+
+/// Who was told by one value and drops it must not go free for it.
+#[test]
+fn a_flood_that_goes_on_without_the_value_is_stopped_again() {
     let rollout = Rollout {
         looping: [500, 500],
-        agent: None,
+        telling: (100, "android agent 9"),
+        users: 500,
         known: true,
     };
     let mut world = rollout.world();
+    world.run(ROLLOUT + 12.0);
+    assert!(world.when(Happening::Narrowed).is_some());
+    let others = devices(500, "3.2.1", "acme", 10.0, &mut world);
+    world
+        .loads
+        .push(load(others, ROLLOUT + 12.0, ROLLOUT + 30.0));
+    world.run(ROLLOUT + 16.0);
+    world.bad = Served::default();
     world.run(ROLLOUT + 30.0);
-    assert!(world.when(Happening::Narrowed).is_none());
-    assert!(world.when(Happening::Withdrawn).is_none());
-    assert_eq!(world.rules().len(), 1);
-    assert!(world.bad.refused_share() > 0.95, "{:?}", world.bad);
+    assert!(
+        world.bad.refused_share() > 0.95,
+        "{:?} {:?}",
+        world.bad,
+        world.events
+    );
 }
 
 #[test]
 fn a_rule_that_mostly_refuses_the_harmless_is_withdrawn_where_nothing_narrower_would_do() {
     let rollout = Rollout {
         looping: [500, 30],
-        agent: None,
+        telling: (0, ""),
+        users: 500,
         known: true,
     };
     let mut world = rollout.world();
@@ -155,7 +195,8 @@ fn a_rule_that_mostly_refuses_the_harmless_is_withdrawn_where_nothing_narrower_w
 fn a_rule_that_refuses_strangers_is_not_withdrawn() {
     let rollout = Rollout {
         looping: [500, 30],
-        agent: None,
+        telling: (0, ""),
+        users: 500,
         known: false,
     };
     let mut world = rollout.world();
