@@ -2,6 +2,7 @@
 
 mod addresses;
 mod crowds;
+mod lives;
 mod modes;
 mod operators;
 mod promises;
