@@ -142,8 +142,10 @@ pub(super) struct Opinion {
     pub(super) at: Instant,
     nature: Nature,
     times: u32,
-    /// Judgements on end by which mostly well-behaved clients were refused.
-    pub(super) harmless: u32,
+    /// Judgements on end by which more normal traffic was refused than promised.
+    pub(super) broken: u32,
+    /// Judgements on end by which mostly normal traffic was refused.
+    pub(super) inverted: u32,
 }
 
 impl Opinion {
@@ -152,7 +154,8 @@ impl Opinion {
             at,
             nature,
             times: 1,
-            harmless: 0,
+            broken: 0,
+            inverted: 0,
         }
     }
 

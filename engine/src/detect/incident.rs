@@ -81,7 +81,9 @@ pub enum Happening {
     Merged,
     /// The rule gave way to one for a larger surge.
     Displaced,
-    /// The rule refused more normal traffic than it promised.
+    /// The rule refused more normal traffic than it promised; it is about a narrower source now.
+    Narrowed,
+    /// The rule refused more normal traffic than it promised, and nothing narrower would do.
     Withdrawn,
     /// An operator took the rule back; its source is left alone for a while.
     Revoked,
