@@ -271,6 +271,13 @@ impl Measure {
                 Some(Change::Eased)
             }
             Stage::Throttle | Stage::Ramp { .. } if is_calm => Some(Change::Released),
+            // A rule that only counts has nothing to be ramped.
+            Stage::Throttle if self.mode(spec) == Mode::Shadow => {
+                self.may_block(offered, situation).then(|| {
+                    self.stage = Stage::Block;
+                    Change::Blocked
+                })
+            }
             Stage::Throttle => self.may_block(offered, situation).then(|| {
                 self.stage = Stage::Ramp { since: now };
                 self.ramped = 0;

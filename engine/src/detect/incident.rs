@@ -239,6 +239,12 @@ impl Incidents {
         }
     }
 
+    /// Returns whether an incident has, or had, a rule.
+    pub(super) fn has_rule(&self, id: IncidentId) -> bool {
+        let mut incidents = self.all().iter();
+        incidents.any(|incident| incident.id == id && incident.rule.is_some())
+    }
+
     /// Notes what was seen before what happened at that moment.
     pub(super) fn note_effect(&mut self, id: IncidentId, at: Instant, effect: Effect) {
         self.update(id, |incident| {

@@ -65,6 +65,13 @@ impl Detector {
                         .happen_because(measure.incident, what, Some(why), now);
                     continue;
                 }
+                Some(Change::Blocked) if measure.mode(&self.spec) == Mode::Shadow => {
+                    let why = Some(Arc::from("a block by now"));
+                    let what = Happening::Suggested;
+                    self.incidents
+                        .happen_because(measure.incident, what, why, now);
+                    continue;
+                }
                 Some(Change::Blocked) => Happening::Blocked,
                 Some(Change::Eased) => Happening::Eased,
                 Some(Change::Probing) => Happening::Probing,
