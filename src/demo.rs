@@ -353,6 +353,7 @@ impl Story<'_> {
             | Happening::Eased
             | Happening::Merged
             | Happening::Displaced
+            | Happening::Narrowed
             | Happening::Withdrawn
             | Happening::Ended => {}
         }

@@ -35,6 +35,7 @@ mod nature;
 mod operate;
 mod past;
 mod pattern;
+mod promise;
 mod reference;
 mod respond;
 mod rise;

@@ -70,6 +70,10 @@ pub(super) fn log(event: &Event) {
         Happening::Eased => tell!(warn, "the source is a crowd after all; it is not blocked"),
         Happening::Merged => tell!(info, "the rule has become part of a wider one"),
         Happening::Displaced => tell!(warn, "the rule gave way to one for a larger surge"),
+        Happening::Narrowed => tell!(
+            warn,
+            "the rule refused more normal traffic than it promised; it is about a narrower source now"
+        ),
         Happening::Withdrawn => tell!(
             warn,
             "the rule refused more normal traffic than it promised; it is gone"

@@ -172,6 +172,7 @@ impl Screen {
             Happening::Eased => (Colour::Notable, "EASED"),
             Happening::Merged => (Colour::Notable, "MERGED"),
             Happening::Displaced => (Colour::Notable, "DISPLACED"),
+            Happening::Narrowed => (Colour::Notable, "NARROWED"),
             Happening::Withdrawn => (Colour::Notable, "WITHDRAWN"),
             Happening::Suggested => (Colour::Notable, "SUGGESTED"),
             Happening::Approved => (Colour::Notable, "APPROVED"),
@@ -234,6 +235,9 @@ fn words(event: &Event) -> String {
         Happening::Eased => format!("{source} is a crowd after all: no longer blocked"),
         Happening::Merged => format!("the rule for {source} is part of a wider one now"),
         Happening::Displaced => format!("the rule for {source} gave way to a larger surge"),
+        Happening::Narrowed => {
+            format!("the rule refused too many that are well-behaved; now it is for {source} alone")
+        }
         Happening::Withdrawn => {
             format!("the rule for {source} refused too many that are well-behaved; it is gone")
         }

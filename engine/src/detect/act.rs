@@ -142,8 +142,10 @@ pub(super) struct Opinion {
     pub(super) at: Instant,
     nature: Nature,
     times: u32,
-    /// Judgements on end by which mostly well-behaved clients were refused.
-    pub(super) harmless: u32,
+    /// Judgements on end by which more normal traffic was refused than promised.
+    pub(super) broken: u32,
+    /// Judgements on end by which mostly normal traffic was refused.
+    pub(super) inverted: u32,
 }
 
 impl Opinion {
@@ -152,7 +154,8 @@ impl Opinion {
             at,
             nature,
             times: 1,
-            harmless: 0,
+            broken: 0,
+            inverted: 0,
         }
     }
 
@@ -268,6 +271,13 @@ impl Measure {
                 Some(Change::Eased)
             }
             Stage::Throttle | Stage::Ramp { .. } if is_calm => Some(Change::Released),
+            // A rule that only counts has nothing to be ramped.
+            Stage::Throttle if self.mode(spec) == Mode::Shadow => {
+                self.may_block(offered, situation).then(|| {
+                    self.stage = Stage::Block;
+                    Change::Blocked
+                })
+            }
             Stage::Throttle => self.may_block(offered, situation).then(|| {
                 self.stage = Stage::Ramp { since: now };
                 self.ramped = 0;

@@ -21,7 +21,7 @@ use crate::traffic::Columns;
 const CAUSES_MAX: usize = 8;
 
 /// The most refused candidates that are kept for people.
-const REJECTED_MAX: usize = 16;
+pub(super) const REJECTED_MAX: usize = 16;
 
 /// Share of the surge below which a cause is not worth a rule.
 const COVERAGE_MIN: f64 = 0.1;
@@ -156,6 +156,26 @@ pub(super) fn blame(table: &Table, services: &[Literal], terms: &Terms<'_>) -> B
         }
     }
     found
+}
+
+/// Returns the values by which a source may be narrowed and keep nearly all of its excess, with the share
+/// that each keeps: the one that leaves the least of what is expected first.
+pub(super) fn narrower(table: &Table, source: &Pattern, columns: &Columns) -> Vec<(Literal, f64)> {
+    let rows = table.pick(|row| source.matches(&row.key));
+    let all = table.sum(&rows);
+    let mut found: Vec<(f64, f64, Literal)> = describe::narrower(table, &rows, source, columns)
+        .into_iter()
+        .map(|literal| {
+            let sums = table.sum_within(&rows, &source.with(literal));
+            (sums.expected, sums.excess() / all.excess(), literal)
+        })
+        .filter(|(expected, ..)| *expected < all.expected)
+        .collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
+    found
+        .into_iter()
+        .map(|(_, kept, literal)| (literal, kept.min(1.0)))
+        .collect()
 }
 
 /// Finds the one source with the most excess for the least normal traffic in `table`, which is `full`

@@ -52,6 +52,10 @@ impl Detector {
                 .measures
                 .iter()
                 .find(|measure| measure.incident == event.incident);
+            if measure.is_none() && self.incidents.has_rule(event.incident) {
+                // The rule is gone, and who was meant by it cannot be told from the others any more.
+                continue;
+            }
             let source = measure.map(|measure| &measure.pattern);
             let services = measure.map_or(&[][..], |measure| &measure.services);
             let effect = Effect {

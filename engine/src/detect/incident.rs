@@ -81,7 +81,9 @@ pub enum Happening {
     Merged,
     /// The rule gave way to one for a larger surge.
     Displaced,
-    /// The rule refused more normal traffic than it promised.
+    /// The rule refused more normal traffic than it promised; it is about a narrower source now.
+    Narrowed,
+    /// The rule refused more normal traffic than it promised, and nothing narrower would do.
     Withdrawn,
     /// An operator took the rule back; its source is left alone for a while.
     Revoked,
@@ -235,6 +237,12 @@ impl Incidents {
         if let Some(incident) = self.all.iter_mut().find(|incident| incident.id == id) {
             change(incident);
         }
+    }
+
+    /// Returns whether an incident has, or had, a rule.
+    pub(super) fn has_rule(&self, id: IncidentId) -> bool {
+        let mut incidents = self.all().iter();
+        incidents.any(|incident| incident.id == id && incident.rule.is_some())
     }
 
     /// Notes what was seen before what happened at that moment.

@@ -1,7 +1,6 @@
 //! Carries the rules in force from tick to tick: what their sources offer, what those turn out to be,
 //! and when they end.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +8,7 @@ use super::act::{Change, Measure, Opinion, Situation, Stage};
 use super::incident::{Evidence, Happening};
 use super::nature::Nature;
 use super::pattern::Pattern;
-use super::usual::Length;
-use super::window::{ClientKind, SECOND};
+use super::window::SECOND;
 use super::{DetectionMode, Detector, Stress, act};
 use crate::rules::Mode;
 use crate::time::Instant;
@@ -27,14 +25,6 @@ const WAKE_OVER: Duration = Duration::from_millis(300);
 /// Share of what came unexplained from which on a source that was released is the cause. In a surge of
 /// somebody else who has a value in common with it, it rises a little, too.
 const WAKE_SHARE: f64 = 0.5;
-
-/// After so many judgements on end by which a rule mostly refuses known, quiet clients, it goes.
-const HARMLESS_MAX: u32 = 3;
-
-/// Share of what is refused from which on it comes from the wrong ones, and how many refused
-/// requests of the sample it takes to say so.
-const HARMLESS_SHARE: f64 = 0.5;
-const REFUSED_MIN: f64 = 30.0;
 
 impl Detector {
     /// Carries each rule one step on. Returns whether they must be published again.
@@ -75,6 +65,13 @@ impl Detector {
                         .happen_because(measure.incident, what, Some(why), now);
                     continue;
                 }
+                Some(Change::Blocked) if measure.mode(&self.spec) == Mode::Shadow => {
+                    let why = Some(Arc::from("a block by now"));
+                    let what = Happening::Suggested;
+                    self.incidents
+                        .happen_because(measure.incident, what, why, now);
+                    continue;
+                }
                 Some(Change::Blocked) => Happening::Blocked,
                 Some(Change::Eased) => Happening::Eased,
                 Some(Change::Probing) => Happening::Probing,
@@ -93,7 +90,7 @@ impl Detector {
     }
 
     /// Returns the requests per second that came of a rule's source in the last `over`.
-    fn offered(&self, measure: &Measure, over: Duration, now: Instant) -> f64 {
+    pub(super) fn offered(&self, measure: &Measure, over: Duration, now: Instant) -> f64 {
         let from = now - over;
         let came = if let Some(address) = measure.address {
             self.window.requests_of_address(from, address)
@@ -134,16 +131,22 @@ impl Detector {
                 continue;
             };
             let finding = self.judge(&measure.pattern, measure.began, now);
-            let harmless = self.refuses_the_harmless(measure, now);
+            let seen = self.sightings(measure, now);
+            let who = measure.pattern.who(&self.columns);
             let Some(measure) = self.measures.get_mut(at) else {
                 continue;
             };
-            if harmless {
-                measure.opinion.harmless += 1;
-            } else {
-                measure.opinion.harmless = 0;
+            seen.promise(&who).count(&mut measure.opinion);
+            let narrower = self.narrower(at, &seen);
+            if let Some(narrower) = narrower {
+                self.narrow(at, narrower, now);
+                changed = true;
+                continue;
             }
-            if measure.opinion.harmless >= HARMLESS_MAX {
+            let Some(measure) = self.measures.get_mut(at) else {
+                continue;
+            };
+            if measure.opinion.is_inverted() {
                 withdrawn.push(at);
             } else if measure.hear(finding.nature, now) {
                 let nature = measure.nature;
@@ -163,35 +166,6 @@ impl Detector {
             self.end(at, Happening::Withdrawn, Some(Arc::from(why)), now);
         }
         changed
-    }
-
-    /// Returns whether most of what a rule refuses came from instances that were known before and sent
-    /// no more than usual. Forged instances always look so.
-    fn refuses_the_harmless(&self, measure: &Measure, now: Instant) -> bool {
-        let who = measure.pattern.who(&self.columns);
-        let usual = self.instances.of(&who, Length::Long);
-        let (Some(usual), true) = (usual, measure.nature != Nature::ForgedInstances) else {
-            return false;
-        };
-        let from = now - Length::Long.duration();
-        let clients = self
-            .window
-            .clients_since(ClientKind::Instance, from, |key| who.matches(key));
-        let mut sent: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
-        for row in &clients.rows {
-            let (all, refused) = sent.entry(row.client).or_default();
-            *all += f64::from(row.requests);
-            if row.who.refused() {
-                *refused += f64::from(row.requests);
-            }
-        }
-        let refused: f64 = sent.values().map(|(_, refused)| refused).sum();
-        let harmless: f64 = sent
-            .iter()
-            .filter(|(client, (all, _))| *all <= usual.mean() && self.familiar.contains(**client))
-            .map(|(_, (_, refused))| refused)
-            .sum();
-        refused >= REFUSED_MIN && harmless >= HARMLESS_SHARE * refused
     }
 
     /// Puts rules in force again whose source is back before their time was over.

@@ -9,7 +9,7 @@ use crate::time::Instant;
 use crate::traffic::LeafKey;
 
 /// From how many times the usual requests per client on the excess is a loop.
-const LOOP_MIN: f64 = 2.0;
+pub(super) const LOOP_MIN: f64 = 2.0;
 
 /// Up to how many times it is a crowd.
 const CROWD_MAX: f64 = 1.5;

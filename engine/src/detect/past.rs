@@ -169,3 +169,21 @@ impl Past {
         self.dormant.retain(|measure| measure.source != *source);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_a_stranger_again_after_a_day_without_a_rule() {
+        let source = Source::everybody().with("app", "acme");
+        let ended = Instant::from_secs_f64(1000.0);
+        let mut past = Past::default();
+        past.recur(source.clone(), Duration::from_mins(4), ended);
+        let ttl = |hours| past.ttl(&source, ended + Duration::from_hours(hours));
+        assert_eq!(ttl(23), Duration::from_mins(8));
+        assert_eq!(ttl(24), DETECTED_TTL);
+        let other = Source::everybody().with("app", "globex");
+        assert_eq!(past.ttl(&other, ended), DETECTED_TTL);
+    }
+}

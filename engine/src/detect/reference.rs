@@ -136,7 +136,7 @@ impl Reference {
         self.trained += seconds;
         self.followed += seconds;
         self.unsettled += seconds;
-        let follow = seconds / self.level_time.min(self.followed);
+        let follow = (seconds / self.level_time.min(self.followed)).min(1.0);
         self.level += (came.min(most) / seconds - self.level) * follow;
         let weight = if came > most { most / came } else { 1.0 };
         for (key, requests) in leaves {

@@ -2,8 +2,10 @@
 
 mod addresses;
 mod crowds;
+mod lives;
 mod modes;
 mod operators;
+mod promises;
 mod ramps;
 mod restart;
 mod rules;

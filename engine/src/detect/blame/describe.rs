@@ -63,6 +63,7 @@ pub(super) fn describe(
         rows,
         core,
         |at| columns.get(at).is_some_and(|column| column.own) && is_who(columns, at),
+        SHARED_MIN,
         columns,
     );
     let column = |literal: &Literal| columns.get(literal.column);
@@ -105,6 +106,7 @@ pub(super) fn describe(
         rows,
         &chosen,
         |at| !(columns.get(at).is_some_and(|column| column.own) && is_who(columns, at)),
+        SHARED_MIN,
         columns,
     );
     for literal in others {
@@ -118,12 +120,25 @@ pub(super) fn describe(
     chosen
 }
 
-/// Returns the values that nearly all of a source's excess has, one a column.
+/// Returns the values of clients, one a column, by which a source may be narrowed and keep nearly all of
+/// its excess.
+pub(super) fn narrower(
+    table: &Table,
+    rows: &[u32],
+    source: &Pattern,
+    columns: &Columns,
+) -> Vec<Literal> {
+    let is_new = |at| is_who(columns, at) && !source.names_column(at);
+    shared(table, rows, source, is_new, KEPT_MIN, columns)
+}
+
+/// Returns the values that at least the share `least` of a source's excess has, one a column.
 fn shared(
     table: &Table,
     rows: &[u32],
     source: &Pattern,
     takes_part: impl Fn(usize) -> bool,
+    least: f64,
     columns: &Columns,
 ) -> Vec<Literal> {
     let target = table.sum_within(rows, source).excess();
@@ -136,7 +151,7 @@ fn shared(
         let literal = sums
             .into_iter()
             .filter(|(value, sums)| {
-                ![ABSENT, OTHER].contains(value) && sums.excess() >= SHARED_MIN * target
+                ![ABSENT, OTHER].contains(value) && sums.excess() >= least * target
             })
             .max_by(|a, b| a.1.excess().total_cmp(&b.1.excess()).then(b.0.cmp(&a.0)))
             .map(|(value, _)| Literal { column, value });

@@ -138,3 +138,17 @@ fn who_sent_all_day_is_still_expected_after_an_hour_of_silence() {
     let expected = reference.expected_of(apps.literal(7));
     assert!((20.0..50.0).contains(&expected), "{expected}");
 }
+
+/// A process that was stopped for longer than the level follows in made one long tick of it, and the level
+/// overshot what came by as much as it was off: below nothing, where less came.
+#[test]
+fn a_tick_longer_than_the_level_follows_in_is_learnt_as_it_was() {
+    let apps = Apps::new();
+    let mut reference = apps.reference();
+    apps.teach(&mut reference, 0..HOUR, |_, _| 100.0);
+    let came = [apps.leaf(7, 1000.0 * 600.0)];
+    let now = Instant::from_secs_f64(f64::from(HOUR) + 600.0);
+    reference.learn(came.iter(), 600.0, 0.0, now);
+    let level = reference.level();
+    assert!((990.0..=2000.0).contains(&level), "{level}");
+}
