@@ -35,6 +35,7 @@ use crate::request::inflight::InflightBoard;
 use crate::request::worker::{self, WorkerParts};
 use crate::settings::{Settings, Workers};
 use crate::state::{self, AuditFile, DetectedFile, DetectorFile, StateWriter};
+use crate::upstream::{self, Endpoints};
 use crate::vitals::Vitals;
 
 /// How long a drain may take.
@@ -215,6 +216,15 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         .context("start the thread that keeps state")?;
     let identify = Arc::new(Identify::new(Arc::clone(&schema), key, &settings.identity));
 
+    let upstreams = settings
+        .upstreams
+        .iter()
+        .map(|spec| {
+            Endpoints::open(spec.clone(), None, &metrics, clock)
+                .with_context(|| format!("upstream `{}`: `tls` cannot be used", spec.name))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+
     let control = ControlParts {
         settings: Arc::clone(&settings),
         rules,
@@ -233,6 +243,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let board = Arc::clone(&inflight);
     let admin_identify = Arc::clone(&identify);
     let admin_drain = draining.clone();
+    let cared_for = upstreams.clone();
     let control = std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
@@ -244,7 +255,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
                 token,
                 workers,
             };
-            run_control(control, admin, admin_listener, (loads, ends))
+            run_control(control, admin, admin_listener, cared_for, (loads, ends))
         })
         .context("start the control thread")?;
 
@@ -260,7 +271,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
                 .recorder(number)
                 .context("a worker has no counters")?,
             recent: recent.recorder(number).context("a worker has no sample")?,
-            upstreams: settings.upstreams.clone(),
+            upstreams: upstreams.clone(),
             services: settings
                 .services
                 .iter()
@@ -302,15 +313,19 @@ fn run_control(
     parts: ControlParts,
     admin: impl FnOnce(Rc<RefCell<Control>>) -> Admin,
     listener: StdListener,
+    upstreams: Vec<Arc<Endpoints>>,
     (loads, mut ends): (Option<mpsc::Receiver<Loaded>>, watch::Receiver<()>),
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, async move {
+    let ended = LocalSet::new().block_on(&runtime, async move {
         let control = Rc::new(RefCell::new(Control::new(parts)));
         tokio::task::spawn_local(control::run(Rc::clone(&control)));
         tokio::task::spawn_local(admin(Rc::clone(&control)).serve(listener));
+        for endpoints in upstreams {
+            tokio::task::spawn_local(upstream::care::run(endpoints));
+        }
         if let Some(loads) = loads {
             tokio::task::spawn_local(control::take_all(Rc::clone(&control), loads));
         }
@@ -318,7 +333,10 @@ fn run_control(
         while ends.changed().await.is_ok() {}
         control.borrow_mut().finish();
         Ok(())
-    })
+    });
+    // A name server that hangs must not hold up the end.
+    runtime.shutdown_background();
+    ended
 }
 
 fn worker_count(workers: Workers) -> usize {

@@ -337,6 +337,7 @@ impl UpstreamReply {
     fn fail(&mut self, error: BodyError, observation: &mut Observation) {
         self.failed = Some(error);
         if let Some(lease) = self.lease.take() {
+            lease.broke_off();
             observation.upstream_broke_off(lease.upstream_index());
         }
     }

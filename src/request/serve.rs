@@ -247,10 +247,10 @@ impl Worker {
         };
         if !fields.host
             && let Some(host) = upstream
-                .spec
+                .spec()
                 .endpoints
                 .first()
-                .and_then(|at| at.parse().ok())
+                .and_then(|at| at.address.parse().ok())
         {
             // Only HTTP/1.0 clients may leave it out; the upstream is asked in HTTP/1.1.
             request.headers_mut().insert(HOST, host);
@@ -260,7 +260,7 @@ impl Worker {
         let retries = || {
             self.metrics
                 .upstream_retries_total
-                .with_label_values(&[&*upstream.spec.name])
+                .with_label_values(&[&*upstream.spec().name])
                 .inc();
         };
         match forward(upstream, request, id, observation, retries).await {
@@ -269,7 +269,7 @@ impl Worker {
                 self.observer
                     .metrics
                     .upstream_failed(upstream.index, error.word());
-                tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
+                tracing::debug!(upstream = %upstream.spec().name, error = %chain(&error), "no answer");
                 observation.fault = error.word();
                 let mut response = self.refuse.upstream(&error, id, observation);
                 if has_body {

@@ -29,8 +29,7 @@ use crate::access_log::AccessLogSender;
 use crate::clock::Clock;
 use crate::handover::PolicyReader;
 use crate::metrics::{Metrics, WorkerMetrics};
-use crate::settings::Upstream as UpstreamSpec;
-use crate::upstream::Upstream;
+use crate::upstream::{Endpoints, Upstream};
 use crate::vitals::Vitals;
 
 /// How often a worker hands over what it counted and closes what it no longer needs.
@@ -59,7 +58,7 @@ pub struct WorkerParts {
     /// Its part of the sample of recent requests.
     pub recent: RecentRecorder,
     /// All upstreams.
-    pub upstreams: Vec<UpstreamSpec>,
+    pub upstreams: Vec<Arc<Endpoints>>,
     /// Names of all services.
     pub services: Vec<Arc<str>>,
     /// For each service its upstream.
@@ -151,7 +150,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
     let upstream_names: Vec<Arc<str>> = parts
         .upstreams
         .iter()
-        .map(|spec| Arc::clone(&spec.name))
+        .map(|endpoints| Arc::clone(&endpoints.spec.name))
         .collect();
     let metrics = Arc::clone(&parts.metrics);
     let observer = Rc::new(Observer::new(
@@ -170,11 +169,11 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
         .upstreams
         .into_iter()
         .enumerate()
-        .map(|(index, spec)| {
+        .map(|(index, endpoints)| {
             let open = metrics
                 .upstream_connections
-                .with_label_values(&[&*spec.name]);
-            Upstream::new(spec, index, open, Rc::clone(&now))
+                .with_label_values(&[&*endpoints.spec.name]);
+            Upstream::new(endpoints, index, open, Rc::clone(&now), parts.random)
         });
     let upstreams = upstreams.collect();
     let worker = Rc::new(Worker {
