@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 use self::auth::{Access, Token};
 use self::events::EventStream;
 use crate::control::Control;
+use crate::endpoint_board::EndpointBoard;
 use crate::request::identify::Identify;
 use crate::request::inflight::InflightBoard;
 
@@ -47,6 +48,8 @@ pub struct Admin {
     pub control: Rc<RefCell<Control>>,
     /// Requests in flight.
     pub inflight: Arc<InflightBoard>,
+    /// How the endpoints of the upstreams stand.
+    pub endpoints: Arc<EndpointBoard>,
     /// Tells clients apart, to explain a request.
     pub identify: Arc<Identify>,
     /// Whether the process is being drained.

@@ -26,6 +26,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::control::operator::OperatorRules;
 use crate::control::{self, Control, ControlParts};
+use crate::endpoint_board::EndpointBoard;
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
 use crate::reload::{self, ConfigFiles, Loaded, Reloader};
@@ -244,18 +245,26 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let admin_identify = Arc::clone(&identify);
     let admin_drain = draining.clone();
     let cared_for = upstreams.clone();
+    let endpoint_board = Arc::new(EndpointBoard::default());
     let control = std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             let admin = |control| Admin {
                 control,
                 inflight: board,
+                endpoints: Arc::clone(&endpoint_board),
                 drain: admin_drain,
                 identify: admin_identify,
                 token,
                 workers,
             };
-            run_control(control, admin, admin_listener, cared_for, (loads, ends))
+            run_control(
+                control,
+                admin,
+                admin_listener,
+                (cared_for, &endpoint_board),
+                (loads, ends),
+            )
         })
         .context("start the control thread")?;
 
@@ -313,7 +322,7 @@ fn run_control(
     parts: ControlParts,
     admin: impl FnOnce(Rc<RefCell<Control>>) -> Admin,
     listener: StdListener,
-    upstreams: Vec<Arc<Endpoints>>,
+    (upstreams, board): (Vec<Arc<Endpoints>>, &Arc<EndpointBoard>),
     (loads, mut ends): (Option<mpsc::Receiver<Loaded>>, watch::Receiver<()>),
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -324,7 +333,7 @@ fn run_control(
         tokio::task::spawn_local(control::run(Rc::clone(&control)));
         tokio::task::spawn_local(admin(Rc::clone(&control)).serve(listener));
         for endpoints in upstreams {
-            tokio::task::spawn_local(upstream::care::run(endpoints));
+            tokio::task::spawn_local(upstream::care::run(endpoints, Arc::clone(board)));
         }
         if let Some(loads) = loads {
             tokio::task::spawn_local(control::take_all(Rc::clone(&control), loads));

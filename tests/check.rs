@@ -115,19 +115,7 @@ services:
     upstream: login
 upstreams:
   - name: login
-    endpoints: ["127.0.0.1:9001", { address: "[::1]:9001", weight: 3 }, "Login.internal:80"]
-    connect_timeout: 250ms
-    response_timeout: 15s
-    idle_timeout: 1m
-    max_age: 2m
-    resolve_every: 30s
-    health: { path: /healthz, interval: 1s }
-    ejection: { consecutive_failures: 3, max_ejected: 25% }
-    tls: { ca: tls/ca.pem, server_name: Login.internal }
-  - name: others
-    endpoints: ["127.0.0.1:9002"]
-    ejection: off
-    tls: on
+    endpoints: ["127.0.0.1:9001"]
 detection: { mode: throttle, collateral_max: 0.5%, budget: 10%, warmup: 0s }
 rules: rules/
 state: /var/lib/tidegate
@@ -153,6 +141,48 @@ access_log: access.log
         settings.access_log,
         AccessLog::File("etc/access.log".into())
     );
+    let detection = settings.detection_spec();
+    assert_eq!(detection.mode, DetectionMode::Throttle);
+    let own = vec![("login".into(), DetectionMode::Suggest)];
+    assert_eq!(detection.services, own);
+    let ValueFrom::FirstOf(places) = &settings.identity[1].from else {
+        panic!("first_of")
+    };
+    assert_eq!(places.len(), 4);
+    assert_eq!(
+        settings.identity[0].from,
+        ValueFrom::Header(http::HeaderName::from_static("x-version"))
+    );
+    assert!(settings.identity[4].spec.secret);
+    assert_eq!(
+        settings.schema.iter().count(),
+        9 + 4,
+        "instance takes the built-in's place"
+    );
+}
+
+#[test]
+fn every_key_of_an_upstream_is_read() {
+    let all = r#"
+services: [{ name: login, match: [{ path: / }], upstream: login }]
+upstreams:
+  - name: login
+    endpoints: ["127.0.0.1:9001", { address: "[::1]:9001", weight: 3 }, "Login.internal:80"]
+    connect_timeout: 250ms
+    response_timeout: 15s
+    idle_timeout: 1m
+    max_age: 2m
+    resolve_every: 30s
+    health: { path: /healthz, interval: 1s }
+    ejection: { consecutive_failures: 3, max_ejected: 25% }
+    tls: { ca: tls/ca.pem, server_name: Login.internal }
+  - name: others
+    endpoints: ["127.0.0.1:9002"]
+    ejection: off
+    tls: on
+"#;
+    let settings = parse(all);
+    assert!(settings.not_in_force.is_empty());
     let [login, others] = settings.upstreams.as_slice() else {
         panic!("two upstreams")
     };
@@ -167,6 +197,15 @@ access_log: access.log
             endpoint("[::1]:9001", 3),
             endpoint("login.internal:80", 1)
         ]
+    );
+    let timeouts = [
+        login.connect_timeout,
+        login.response_timeout,
+        login.idle_timeout,
+    ];
+    assert_eq!(
+        timeouts.map(|timeout| timeout.as_millis()),
+        [250, 15_000, 60_000]
     );
     assert_eq!(login.max_age, Duration::from_mins(2));
     assert_eq!(login.resolve_every, Duration::from_secs(30));
@@ -188,24 +227,6 @@ access_log: access.log
     assert_eq!(login.tls, Some(tls));
     assert_eq!(others.ejection, None);
     assert_eq!(others.tls, Some(Tls::default()));
-    let detection = settings.detection_spec();
-    assert_eq!(detection.mode, DetectionMode::Throttle);
-    let own = vec![("login".into(), DetectionMode::Suggest)];
-    assert_eq!(detection.services, own);
-    let ValueFrom::FirstOf(places) = &settings.identity[1].from else {
-        panic!("first_of")
-    };
-    assert_eq!(places.len(), 4);
-    assert_eq!(
-        settings.identity[0].from,
-        ValueFrom::Header(http::HeaderName::from_static("x-version"))
-    );
-    assert!(settings.identity[4].spec.secret);
-    assert_eq!(
-        settings.schema.iter().count(),
-        9 + 4,
-        "instance takes the built-in's place"
-    );
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
         "/api/v1/status" => json_answer(&status(admin, &control)),
         "/api/v1/rules" => json_answer(&rules(&control)),
         "/api/v1/incidents" => json_answer(&incidents(&control)),
-        "/api/v1/services" => json_answer(&services(&control, &admin.inflight)),
+        "/api/v1/services" => json_answer(&services(&control, admin)),
         "/api/v1/audit" => audit(&control, query),
         "/api/v1/sources" => match sources(&control, query) {
             Ok(sources) => json_answer(&sources),
@@ -283,16 +283,17 @@ pub(super) fn incident_of_rule(control: &Control, name: &str) -> Value {
     found.map_or(Value::Null, |incident| json!(incident.id))
 }
 
-fn services(control: &Control, inflight: &InflightBoard) -> Value {
+fn services(control: &Control, admin: &Admin) -> Value {
     let now = control.clock().now();
     let service = |(at, service): (usize, &crate::settings::Service)| {
-        let (count, oldest) = inflight.read(at);
+        let (count, oldest) = admin.inflight.read(at);
         json!({
             "name": service.spec.name,
             "upstream": service.upstream,
             "priority": service.spec.priority.word(),
             "inflight": count,
             "oldest_inflight_s": oldest.map(|oldest| now.since(oldest).as_secs_f64()),
+            "endpoints": admin.endpoints.read(&service.upstream),
         })
     };
     control

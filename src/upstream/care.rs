@@ -10,16 +10,22 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::endpoint::Endpoint;
-use super::series::EjectionReason;
+use super::health::Health;
+use super::series::{EjectionReason, state_of};
 use super::window::{Tally, Window, misfits};
 use super::{Endpoints, check, resolve};
+use crate::endpoint_board::{EndpointBoard, EndpointReport};
 
 /// How often endpoints are compared.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Looks after the endpoints for ever; when the future is dropped, everything that it began ends. To
 /// be run in a [`tokio::task::LocalSet`].
-pub async fn run(endpoints: Arc<Endpoints>) {
+pub async fn run(endpoints: Arc<Endpoints>, board: Arc<EndpointBoard>) {
+    let shown = Shown {
+        endpoints: &endpoints,
+        board: &board,
+    };
     let mut tasks = JoinSet::new();
     for name in endpoints.names() {
         tasks.spawn_local(resolve::keep(Arc::clone(&endpoints), Arc::clone(name)));
@@ -33,6 +39,35 @@ pub async fn run(endpoints: Arc<Endpoints>) {
     loop {
         ticks.tick().await;
         comparison.tick(&endpoints);
+        shown.renew();
+    }
+}
+
+/// Shows operators how the endpoints stand, as long as somebody looks after them.
+struct Shown<'a> {
+    endpoints: &'a Endpoints,
+    board: &'a EndpointBoard,
+}
+
+impl Shown<'_> {
+    fn renew(&self) {
+        let now = self.endpoints.clock.now();
+        let report = |endpoint: &Arc<Endpoint>| EndpointReport {
+            name: Arc::clone(&endpoint.name),
+            address: endpoint.address,
+            weight: endpoint.weight,
+            state: state_of(endpoint, now),
+            inflight: endpoint.in_flight(),
+            failures_in_a_row: endpoint.look(Health::failures_in_a_row),
+        };
+        let reports = self.endpoints.list().iter().map(report).collect();
+        self.board.write(&self.endpoints.spec.name, reports);
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.board.forget(&self.endpoints.spec.name);
     }
 }
 

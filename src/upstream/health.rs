@@ -198,18 +198,23 @@ mod tests {
         Instant::from_secs_f64(1e6 + seconds)
     }
 
+    /// Its share in percent.
+    fn share(health: &Health, t: f64) -> u32 {
+        (health.standing().share(at(t)) * 100.0).round() as u32
+    }
+
     #[test]
     fn an_ejected_endpoint_is_probed_once_when_its_time_is_over_and_grows_slowly() {
         let mut health = Health::since(Instant::ZERO);
-        assert_eq!(health.standing().share(at(0.0)), 1.0);
+        assert_eq!(share(&health, 0.0), 100);
         health.eject(at(0.0));
         assert!(!health.claim_probe(at(4.9)));
         assert!(health.claim_probe(at(5.0)));
         assert!(!health.claim_probe(at(5.0)), "one probe at a time");
-        assert_eq!(health.standing().share(at(5.0)), 0.0);
+        assert_eq!(share(&health, 5.0), 0);
         assert!(health.answered(at(6.0)));
-        let shares = [6.0, 11.0, 16.0, 99.0].map(|t| health.standing().share(at(t)));
-        assert_eq!(shares, [0.1, 0.5, 1.0, 1.0]);
+        let shares = [6.0, 11.0, 16.0, 99.0].map(|t| share(&health, t));
+        assert_eq!(shares, [10, 50, 100, 100]);
     }
 
     #[test]
@@ -262,14 +267,14 @@ mod tests {
         let mut health = Health::since(Instant::ZERO);
         let mut check = |passed, t| {
             health.checked(passed, true, at(t));
-            (health.fails_checks(), health.standing().share(at(t)))
+            (health.fails_checks(), share(&health, t))
         };
-        assert_eq!(check(false, 0.0), (false, 1.0));
-        assert_eq!(check(true, 1.0), (false, 1.0));
-        assert_eq!(check(false, 2.0), (false, 1.0));
-        assert_eq!(check(false, 3.0), (true, 1.0));
-        assert_eq!(check(true, 4.0), (true, 1.0));
-        assert_eq!(check(true, 5.0), (false, 0.1));
+        assert_eq!(check(false, 0.0), (false, 100));
+        assert_eq!(check(true, 1.0), (false, 100));
+        assert_eq!(check(false, 2.0), (false, 100));
+        assert_eq!(check(false, 3.0), (true, 100));
+        assert_eq!(check(true, 4.0), (true, 100));
+        assert_eq!(check(true, 5.0), (false, 10));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus::IntGauge;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::balance::{Candidate, pick};
 use super::breaker::Permit;
@@ -152,31 +152,29 @@ impl Upstream {
         fresh: bool,
     ) -> Result<Lease, UpstreamError> {
         let deadline = Instant::now() + self.spec().connect_timeout;
-        let (stay, place) = match reserved {
-            Some(Reserved { stay, place }) => (stay, place),
-            None => {
-                let place = self.place(deadline).await?;
-                let found = timeout_at(deadline, self.endpoints.wait_for_any()).await;
-                found.map_err(|_elapsed| UpstreamError::Unresolved)?;
-                let stay = self.choose(&[]).ok_or(UpstreamError::Unavailable)?;
-                (stay, place)
-            }
+        let (stay, place) = if let Some(Reserved { stay, place }) = reserved {
+            (stay, place)
+        } else {
+            let place = self.place(deadline).await?;
+            let found = timeout_at(deadline, self.endpoints.wait_for_any()).await;
+            found.map_err(|_elapsed| UpstreamError::Unresolved)?;
+            let stay = self.choose(&[]).ok_or(UpstreamError::Unavailable)?;
+            (stay, place)
         };
         if !fresh && let Some(link) = stay.seat.take_idle() {
             return Ok(Lease::new(link, true, stay, place));
         }
-        match timeout_at(deadline, self.connect_any(stay)).await {
-            Ok(connected) => {
-                let (link, stay) = connected?;
-                Ok(Lease::new(link, false, stay, place))
-            }
-            Err(_elapsed) => Err(UpstreamError::ConnectTimeout(self.spec().connect_timeout)),
-        }
+        let (link, stay) = self.connect_any(stay, deadline).await?;
+        Ok(Lease::new(link, false, stay, place))
     }
 
     /// Connects to the endpoint that was chosen or, where that fails, to others; each gets its share
     /// of the time.
-    async fn connect_any(&self, first: Stay) -> Result<(Box<Link>, Stay), UpstreamError> {
+    async fn connect_any(
+        &self,
+        first: Stay,
+        deadline: Instant,
+    ) -> Result<(Box<Link>, Stay), UpstreamError> {
         let mut attempt = match self.endpoints.permit() {
             Permit::Refused => return Err(UpstreamError::Unavailable),
             permit => Attempt {
@@ -187,9 +185,10 @@ impl Upstream {
         let tries = self.seats.borrow().len().clamp(1, CONNECT_TRIES_MAX);
         let share = self.spec().connect_timeout / tries as u32;
         let mut stay = first;
-        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+        let mut failed: Vec<Arc<Endpoint>> = Vec::new();
         loop {
-            let error = match timeout(share, self.connect(&stay.seat.endpoint)).await {
+            let until = deadline.min(Instant::now() + share);
+            let error = match timeout_at(until, self.connect(&stay.seat.endpoint)).await {
                 Ok(Ok(link)) => {
                     attempt.is_open = false;
                     self.endpoints.connected(&stay.seat.endpoint);
@@ -198,31 +197,35 @@ impl Upstream {
                 Ok(Err(error)) => error,
                 Err(_elapsed) => UpstreamError::ConnectTimeout(share),
             };
-            if let UpstreamError::Connect(error) = &error
-                && is_our_own_fault(error)
-            {
-                tracing::warn!(%error, upstream = %self.spec().name, "no connection can be made from here");
-            } else {
-                let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
-                stay.has_told();
-                let endpoint = &stay.seat.endpoint;
-                self.endpoints
-                    .connect_failed(endpoint, is_certain, self.random());
-            }
-            tried.push(Arc::clone(&stay.seat.endpoint));
-            // The stay ends first: it is not counted for the endpoint that failed.
+            self.connect_failed(&stay, &error);
+            failed.push(Arc::clone(&stay.seat.endpoint));
+            // It ends before the next begins: who has failed has nothing under way.
             drop(stay);
-            let next = (tried.len() < tries).then(|| self.choose(&tried)).flatten();
-            stay = match next {
-                Some(next) => next,
-                None => {
-                    if std::mem::take(&mut attempt.is_open) {
-                        self.endpoints.still_unreachable(self.random());
-                    }
-                    return Err(error);
+            let next = (failed.len() < tries)
+                .then(|| self.choose(&failed))
+                .flatten();
+            let Some(next) = next else {
+                if std::mem::take(&mut attempt.is_open) {
+                    self.endpoints.still_unreachable(self.random());
                 }
+                return Err(error);
             };
+            stay = next;
         }
+    }
+
+    /// Notes why a connection could not be made.
+    fn connect_failed(&self, stay: &Stay, error: &UpstreamError) {
+        if let UpstreamError::Connect(error) = error
+            && is_our_own_fault(error)
+        {
+            tracing::warn!(%error, upstream = %self.spec().name, "no connection can be made from here");
+            return;
+        }
+        let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
+        stay.has_told();
+        self.endpoints
+            .connect_failed(&stay.seat.endpoint, is_certain, self.random());
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Box<Link>, UpstreamError> {
@@ -256,7 +259,7 @@ impl Upstream {
         };
         for seat in seats.iter().filter(|seat| may(seat)) {
             let is_due = seat.endpoint.view().standing.is_due(now);
-            if is_due && self.endpoints.claim_probe(&seat.endpoint, now) {
+            if is_due && seat.endpoint.change(now, |health| health.claim_probe(now)) {
                 return Some(Stay::begin(seat, true));
             }
         }

@@ -88,4 +88,10 @@ impl Series {
             gauge.set(count as i64);
         }
     }
+
+    /// Returns how many were taken out, by reason.
+    #[cfg(test)]
+    pub(crate) fn ejections_for_tests(&self) -> [u64; 3] {
+        std::array::from_fn(|at| self.ejections[at].get())
+    }
 }
