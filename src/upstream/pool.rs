@@ -27,7 +27,7 @@ const CONNECTIONS_MAX: usize = 512;
 /// The most requests that wait for one of them.
 const WAITERS_MAX: usize = 1024;
 /// The most endpoints that one request tries to connect to.
-const CONNECT_TRIES_MAX: usize = 3;
+const CONNECT_TRIES_MAX: usize = 5;
 /// How much longer or shorter than the age limit a connection may live, so that those that were made
 /// together do not end together.
 const AGE_JITTER: f64 = 0.1;
