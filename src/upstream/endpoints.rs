@@ -71,6 +71,7 @@ impl Endpoints {
     ) -> Result<Arc<Self>, TlsError> {
         let tls = spec.tls.as_ref().map(TlsClient::new).transpose()?;
         let series = Series::new(metrics, &spec.name);
+        series.breaker_open.set(0);
         let known = before.map(|before| before.names.lock().clone());
         let is_check_believed = before.is_some_and(|before| {
             before.spec.health == spec.health && before.is_check_believed.load(Ordering::Relaxed)
