@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 use self::auth::{Access, Token};
 use self::events::EventStream;
 use crate::control::Control;
+use crate::endpoint_board::EndpointBoard;
 
 /// The most connections of the admin listener.
 const CONNECTIONS_MAX: usize = 64;
@@ -43,6 +44,8 @@ type Answer = Response<Either<Full<Bytes>, EventStream>>;
 pub struct Admin {
     /// Policy, detector, settings.
     pub control: Rc<RefCell<Control>>,
+    /// How the endpoints of the upstreams stand.
+    pub endpoints: Arc<EndpointBoard>,
     /// Whether the process is being drained.
     pub drain: watch::Receiver<bool>,
     /// The token that operators show; `None` on loopback, where the machine's users are trusted.

@@ -17,13 +17,14 @@ use tidegate_engine::detect::{DetectionSpec, Detector, Event};
 use tidegate_engine::policy::{Policy, PolicyParts};
 use tidegate_engine::rules::Rules;
 use tokio::sync::{mpsc, watch};
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 
 use crate::access_log::AccessLogs;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::control::operator::OperatorRules;
 use crate::control::{self, Control, ControlParts};
+use crate::endpoint_board::EndpointBoard;
 use crate::handover::{PolicyReader, handover};
 use crate::metrics::Metrics;
 use crate::overload::Overload;
@@ -31,8 +32,9 @@ use crate::reload::{self, ConfigFiles, Loaded, Reloader};
 use crate::request::worker::{self, WorkerParts};
 use crate::resources;
 use crate::settings::{Settings, Workers};
-use crate::setup::{Ground, service_specs};
+use crate::setup::{Ground, Setup, service_specs};
 use crate::state::{self, AuditFile, DetectedFile, DetectorFile, StateWriter};
+use crate::upstream::{self, Endpoints};
 
 /// How long a drain may take.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -155,14 +157,13 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         workers,
         seed,
         key: key.clone(),
+        metrics: Arc::clone(&metrics),
         access_logs: AccessLogs::new(&metrics),
         overload: Overload::new(&settings.overload, resources::raise_descriptors()),
         clock,
     };
     let access_logs = ground.access_logs.clone();
-    let access_log = ground
-        .access_log(&settings, None)
-        .context("`access_log` cannot be opened; name a file in a folder that can be written")?;
+    let opened = ground.open(&settings, None)?;
 
     let mut vocabulary = settings.vocabulary();
     let operator = OperatorRules::load(&settings.state, &mut vocabulary, &rules);
@@ -180,7 +181,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     };
     let (publisher, policy) = handover(Policy::compile(parts, None, clock.now(), clock.wall()));
     let state_folder = settings.state.clone();
-    let setup = Arc::new(ground.setup(settings, policy, access_log, None));
+    let setup = Arc::new(ground.setup(settings, policy, opened, None));
     let (drain, draining) = watch::channel(false);
     let (ended, ends) = watch::channel(());
     let (reloader, loads) = match files {
@@ -217,16 +218,25 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         listeners,
     };
     let admin_drain = draining.clone();
+    let cared_for = setups_here.clone();
+    let endpoint_board = Arc::new(EndpointBoard::default());
     let control = std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             let admin = |control| Admin {
                 control,
+                endpoints: Arc::clone(&endpoint_board),
                 drain: admin_drain,
                 token,
                 workers,
             };
-            run_control(control, admin, admin_listener, (loads, ends))
+            run_control(
+                control,
+                admin,
+                admin_listener,
+                (cared_for, &endpoint_board),
+                (loads, ends),
+            )
         })
         .context("start the control thread")?;
 
@@ -268,15 +278,17 @@ fn run_control(
     parts: ControlParts,
     admin: impl FnOnce(Rc<RefCell<Control>>) -> Admin,
     listener: StdListener,
+    (setups, board): (watch::Receiver<Arc<Setup>>, &Arc<EndpointBoard>),
     (loads, mut ends): (Option<mpsc::Receiver<Loaded>>, watch::Receiver<()>),
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, async move {
+    let ended = LocalSet::new().block_on(&runtime, async move {
         let control = Rc::new(RefCell::new(Control::new(parts)));
         tokio::task::spawn_local(control::run(Rc::clone(&control)));
         tokio::task::spawn_local(admin(Rc::clone(&control)).serve(listener));
+        tokio::task::spawn_local(look_after_upstreams(setups, Arc::clone(board)));
         if let Some(loads) = loads {
             tokio::task::spawn_local(control::take_all(Rc::clone(&control), loads));
         }
@@ -284,7 +296,35 @@ fn run_control(
         while ends.changed().await.is_ok() {}
         control.borrow_mut().finish();
         Ok(())
-    })
+    });
+    // A name server that hangs must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Looks after the upstreams of the setup in force, for ever.
+async fn look_after_upstreams(mut setups: watch::Receiver<Arc<Setup>>, board: Arc<EndpointBoard>) {
+    let mut cared_for: Vec<(Arc<Endpoints>, JoinSet<()>)> = Vec::new();
+    loop {
+        let setup = Arc::clone(&setups.borrow_and_update());
+        let is_there = |one: &Arc<Endpoints>| setup.upstreams.iter().any(|a| Arc::ptr_eq(a, one));
+        // Dropped, a set ends its task.
+        cared_for.retain(|(endpoints, _)| is_there(endpoints));
+        for endpoints in &setup.upstreams {
+            if !cared_for.iter().any(|(one, _)| Arc::ptr_eq(one, endpoints)) {
+                let mut care = JoinSet::new();
+                care.spawn_local(upstream::care::run(
+                    Arc::clone(endpoints),
+                    Arc::clone(&board),
+                ));
+                cared_for.push((Arc::clone(endpoints), care));
+            }
+        }
+        drop(setup);
+        if setups.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 fn worker_count(workers: Workers) -> usize {

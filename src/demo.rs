@@ -463,7 +463,7 @@ mod tests {
             let endpoints: Vec<_> = settings
                 .upstreams
                 .iter()
-                .flat_map(|upstream| upstream.endpoints.iter().map(ToString::to_string))
+                .flat_map(|upstream| upstream.endpoints.iter().map(|at| at.address.to_string()))
                 .collect();
             assert_eq!(endpoints, ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
             assert!(CALM_FROM + settings.detection.warmup < LOOP_AT);

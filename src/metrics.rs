@@ -35,7 +35,11 @@ pub const OUTCOMES: [&str; 9] = [
 
 /// Why the upstream gave no complete answer, as `tidegate_upstream_errors_total{error}` and
 /// `Proxy-Status` call it (RFC 9209, 2.3).
-pub const UPSTREAM_ERRORS: [&str; 7] = [
+pub const UPSTREAM_ERRORS: [&str; 11] = [
+    "destination_unavailable",
+    "dns_error",
+    "tls_certificate_error",
+    "tls_protocol_error",
     "connection_refused",
     "connection_timeout",
     "connection_terminated",
@@ -93,6 +97,14 @@ pub struct Metrics {
     upstream_errors_total: IntCounterVec,
     /// Requests that were sent a second time on a new connection.
     pub upstream_retries_total: IntCounterVec,
+    /// Requests that were not sent again because too many were.
+    pub upstream_retries_denied_total: IntCounterVec,
+    /// Endpoints, by how they stand.
+    pub upstream_endpoints: IntGaugeVec,
+    /// Endpoints that were taken out, by why.
+    pub upstream_ejections_total: IntCounterVec,
+    /// Whether nobody connects to the upstream.
+    pub upstream_breaker_open: IntGaugeVec,
     /// Connections to upstreams, open.
     pub upstream_connections: IntGaugeVec,
     /// Client connections, open.
@@ -267,6 +279,26 @@ impl Metrics {
             upstream_retries_total: counters(
                 "tidegate_upstream_retries_total",
                 "Requests sent again because a kept-alive connection turned out closed.",
+                &["upstream"],
+            ),
+            upstream_retries_denied_total: counters(
+                "tidegate_upstream_retries_denied_total",
+                "Requests not sent again because a tenth of the requests was already.",
+                &["upstream"],
+            ),
+            upstream_endpoints: gauges(
+                "tidegate_upstream_endpoints",
+                "Endpoints of the upstream, by how they stand.",
+                &["upstream", "state"],
+            ),
+            upstream_ejections_total: counters(
+                "tidegate_upstream_ejections_total",
+                "Endpoints that were taken out, by cause.",
+                &["upstream", "reason"],
+            ),
+            upstream_breaker_open: gauges(
+                "tidegate_upstream_breaker_open",
+                "Whether no endpoint of the upstream can be reached (1), so that nobody tries but once a second.",
                 &["upstream"],
             ),
             upstream_connections: gauges(

@@ -122,6 +122,7 @@ pub struct Overload {
     connections_per_address: AtomicUsize,
     /// As many entries as there are connections, at most. Locked when one begins or ends.
     addresses: Mutex<HashMap<IpAddr, usize>>,
+    upstreams: AtomicUsize,
     descriptors: usize,
 }
 
@@ -136,6 +137,7 @@ impl Overload {
             connections_max: AtomicUsize::new(0),
             connections_per_address: AtomicUsize::new(0),
             addresses: Mutex::default(),
+            upstreams: AtomicUsize::new(0),
             descriptors,
         };
         overload.change_to(settings);
@@ -199,6 +201,14 @@ impl Overload {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Takes one of the descriptors that are for upstreams. `None`: all are taken; what is reserved is
+    /// for listeners, files and operators.
+    pub(crate) fn open_upstream(self: &Arc<Self>) -> Option<UpstreamPlace> {
+        let place = UpstreamPlace(Arc::clone(self));
+        let before = self.upstreams.fetch_add(1, Ordering::Relaxed);
+        (before < for_upstreams(self.descriptors)).then_some(place)
+    }
+
     /// Takes a client's connection in. One of the operator's own proxies, which many clients share, is
     /// bound by the total alone.
     pub(crate) fn connect(
@@ -230,6 +240,16 @@ impl Overload {
             place.address = Some(address);
         }
         Ok(place)
+    }
+}
+
+/// A connection to an upstream, as long as it lives.
+#[derive(Debug)]
+pub(crate) struct UpstreamPlace(Arc<Overload>);
+
+impl Drop for UpstreamPlace {
+    fn drop(&mut self) {
+        self.0.upstreams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -272,6 +292,14 @@ fn ceiling(priority: Priority, max: usize) -> usize {
 fn for_clients(descriptors: usize) -> usize {
     let reserved = DESCRIPTORS_RESERVED.min(descriptors / 2);
     ((descriptors - reserved) * 2 / 3).max(1)
+}
+
+/// Returns how many of so many descriptors upstreams may have.
+fn for_upstreams(descriptors: usize) -> usize {
+    let reserved = DESCRIPTORS_RESERVED.min(descriptors / 2);
+    (descriptors - reserved)
+        .saturating_sub(for_clients(descriptors))
+        .max(1)
 }
 
 /// Returns whose connections count together: an IPv6 client has its /64.

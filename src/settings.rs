@@ -14,16 +14,18 @@ use tidegate_engine::units::{parse_duration_or_zero, parse_percent};
 use tidegate_engine::yaml::{self, Mark, Node, Value};
 
 mod capacity;
+mod endpoints;
 mod identity;
 mod listeners;
 mod services;
 mod upstreams;
 
 pub use capacity::{Bodies, Concurrency, Overload};
+pub use endpoints::Endpoint;
 pub use identity::{AttributeSource, ValueFrom};
 pub use listeners::{Admin, Listener};
 pub use services::Service;
-pub use upstreams::{Health, Upstream};
+pub use upstreams::{Ejection, Health, Tls, Upstream};
 
 /// The most worker threads.
 pub const WORKERS_MAX: u32 = 1024;

@@ -17,11 +17,12 @@ use tidegate_engine::traffic::Traffic;
 use crate::access_log::{AccessLogSender, AccessLogs};
 use crate::clock::Clock;
 use crate::handover::PolicyReader;
-use crate::metrics::NO_SERVICE;
+use crate::metrics::{Metrics, NO_SERVICE};
 use crate::overload::Overload;
 use crate::request::identify::Identify;
 use crate::service::SharedService;
 use crate::settings::{Service, Settings, Upstream};
+use crate::upstream::{Endpoints, TlsError};
 
 /// What the setups of one process have in common.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Ground {
     pub seed: u64,
     /// The key of all hashes.
     pub key: HashKey,
+    /// All series.
+    pub metrics: Arc<Metrics>,
     /// Opens access logs.
     pub access_logs: AccessLogs,
     /// What the services have in common.
@@ -61,26 +64,60 @@ pub struct Setup {
     pub no_service: Arc<SharedService>,
     /// What they have in common.
     pub overload: Arc<Overload>,
+    /// The upstreams in their order, as all workers see them.
+    pub upstreams: Vec<Arc<Endpoints>>,
     /// Where log lines go.
     pub access_log: AccessLogSender,
 }
 
+/// A service and where its requests go.
+#[derive(Debug)]
+pub(crate) struct Destined<'s> {
+    pub(crate) service: &'s Service,
+    pub(crate) shared: &'s Arc<SharedService>,
+    pub(crate) upstream: Upstream,
+    pub(crate) endpoints: &'s Arc<Endpoints>,
+}
+
+/// Why something could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The access log.
+    #[error("`access_log` cannot be opened; name a file in a folder that can be written")]
+    AccessLog(#[from] io::Error),
+    /// What is needed to speak TLS to an upstream.
+    #[error("upstream `{0}`: `tls` cannot be used")]
+    Tls(Arc<str>, #[source] TlsError),
+}
+
+/// What may fail to open of what a setup needs.
+#[derive(Debug)]
+pub struct Opened {
+    access_log: AccessLogSender,
+    upstreams: Vec<Arc<Endpoints>>,
+}
+
 impl Setup {
     /// Returns each service with its upstream, which has the service's timeouts where it has any.
-    pub fn destinations(&self) -> impl Iterator<Item = (&Service, &Arc<SharedService>, Upstream)> {
-        let upstreams = &self.settings.upstreams;
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = Destined<'_>> {
         let services = self.settings.services.iter().zip(&self.services);
         services.filter_map(move |(service, shared)| {
             // The settings name only upstreams that there are.
-            let named = |upstream: &&Upstream| upstream.name == service.upstream;
-            let mut upstream = upstreams.iter().find(named)?.clone();
+            let named = |endpoints: &&Arc<Endpoints>| endpoints.spec.name == service.upstream;
+            let endpoints = self.upstreams.iter().find(named)?;
+            let mut upstream = endpoints.spec.clone();
             if let Some(timeout) = service.response_timeout {
                 upstream.response_timeout = timeout;
             }
             if let Some(timeout) = service.idle_timeout {
                 upstream.idle_timeout = timeout;
             }
-            Some((service, shared, upstream))
+            Some(Destined {
+                service,
+                shared,
+                upstream,
+                endpoints,
+            })
         })
     }
 }
@@ -92,22 +129,34 @@ pub fn service_specs(settings: &Settings) -> Arc<[ServiceSpec]> {
 }
 
 impl Ground {
-    /// Returns where log lines go under these settings.
+    /// Opens what these settings need to be opened; what is open already stays so.
     ///
     /// # Errors
     ///
-    /// The file cannot be opened.
-    pub fn access_log(
-        &self,
-        settings: &Settings,
-        before: Option<&Setup>,
-    ) -> io::Result<AccessLogSender> {
-        match before {
+    /// What cannot be opened, and the way out.
+    pub fn open(&self, settings: &Settings, before: Option<&Setup>) -> Result<Opened, OpenError> {
+        let access_log = match before {
             Some(before) if before.settings.access_log == settings.access_log => {
-                Ok(before.access_log.clone())
+                before.access_log.clone()
             }
-            _ => self.access_logs.open(&settings.access_log),
-        }
+            _ => self.access_logs.open(&settings.access_log)?,
+        };
+        let known = || before.into_iter().flat_map(|before| &before.upstreams);
+        let upstreams = settings.upstreams.iter().map(|spec| {
+            let known = known().find(|known| known.spec.name == spec.name);
+            match known {
+                Some(same) if same.spec == *spec => Ok(Arc::clone(same)),
+                _ => {
+                    let known = known.map(|known| &**known);
+                    let opened = Endpoints::open(spec.clone(), known, &self.metrics, self.clock);
+                    opened.map_err(|error| OpenError::Tls(Arc::clone(&spec.name), error))
+                }
+            }
+        });
+        Ok(Opened {
+            access_log,
+            upstreams: upstreams.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Makes a setup, the first or that which follows `before`. `policy` is one of these settings.
@@ -115,7 +164,7 @@ impl Ground {
         &self,
         settings: Settings,
         policy: PolicyReader,
-        access_log: AccessLogSender,
+        opened: Opened,
         before: Option<&Setup>,
     ) -> Setup {
         let same_schema = before.filter(|before| *before.schema == settings.schema);
@@ -142,7 +191,8 @@ impl Ground {
             services: self.services(&settings, before),
             no_service,
             overload: Arc::clone(&self.overload),
-            access_log,
+            upstreams: opened.upstreams,
+            access_log: opened.access_log,
             settings: Arc::new(settings),
         }
     }

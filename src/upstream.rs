@@ -1,9 +1,28 @@
-//! Upstreams: connections to the services behind, per worker, capped and reused.
+//! Upstreams: connections to the services behind, per worker, capped and reused, to the endpoint that
+//! has the least to do of those that are well.
 //!
-//! Each worker has its own connections, so taking one costs no lock. Knows how to get a connection
-//! and what went wrong; which request goes where is [`crate::request`]'s business.
+//! Each worker has its own connections ([`pool`], [`seat`], [`link`]), so taking one costs no lock. How
+//! the endpoints are, all workers share ([`endpoints`]); what takes time is done on the control side
+//! ([`care`]). Knows how to get a connection and what went wrong; which request goes where is
+//! [`crate::request`]'s business.
 
+mod balance;
+mod breaker;
+pub mod care;
+mod check;
+mod connect;
+mod endpoint;
+mod endpoints;
+mod health;
+mod lease;
+mod link;
 mod pool;
+mod resolve;
+mod retry_budget;
+mod seat;
+mod series;
+mod tls;
+mod window;
 
 use std::io;
 use std::time::Duration;
@@ -11,7 +30,10 @@ use std::time::Duration;
 use crate::metrics::Side;
 use crate::request::BodyFault;
 
-pub(crate) use pool::{Lease, Upstream};
+pub use endpoints::Endpoints;
+pub(crate) use lease::Lease;
+pub(crate) use pool::Upstream;
+pub use tls::TlsError;
 
 /// Why an upstream gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +44,15 @@ pub(crate) enum UpstreamError {
     /// Connecting took too long.
     #[error("connecting took longer than {0:?}")]
     ConnectTimeout(Duration),
+    /// TLS could not be spoken, or not with the right one.
+    #[error("TLS failed")]
+    Tls(#[source] io::Error),
+    /// No endpoint can be reached at present, and nobody tries.
+    #[error("no endpoint can be reached at present")]
+    Unavailable,
+    /// No name of an endpoint could be resolved yet.
+    #[error("no name of an endpoint could be resolved")]
+    Unresolved,
     /// All connections that this worker may have are in use, and no place to wait was free or no
     /// connection became free in time.
     #[error("all connections are in use")]
@@ -54,6 +85,12 @@ impl UpstreamError {
         match self {
             Self::Connect(_) => "tidegate; error=connection_refused",
             Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
+            Self::Tls(error) if tls::is_about_the_certificate(error) => {
+                "tidegate; error=tls_certificate_error"
+            }
+            Self::Tls(_) => "tidegate; error=tls_protocol_error",
+            Self::Unavailable => "tidegate; error=destination_unavailable",
+            Self::Unresolved => "tidegate; error=dns_error",
             Self::ConnectionLimit | Self::ClientBody(BodyFault::NoRoom) => {
                 "tidegate; error=connection_limit_reached"
             }
@@ -76,10 +113,23 @@ impl UpstreamError {
     /// Returns the status that the client gets.
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Self::Connect(_) | Self::Terminated(_) | Self::Protocol(_) | Self::Switched => 502,
-            Self::ConnectionLimit => 503,
+            Self::Connect(_)
+            | Self::Tls(_)
+            | Self::Unresolved
+            | Self::Terminated(_)
+            | Self::Protocol(_)
+            | Self::Switched => 502,
+            Self::ConnectionLimit | Self::Unavailable => 503,
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => 504,
             Self::ClientBody(fault) => fault.status(),
         }
+    }
+
+    /// Returns whether a request on an open connection got no answer by the endpoint's fault.
+    pub(crate) fn blames_the_endpoint(&self) -> bool {
+        matches!(
+            self,
+            Self::Terminated(_) | Self::Protocol(_) | Self::ResponseTimeout(_)
+        )
     }
 }

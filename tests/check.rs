@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use tidegate::check::{Report, check};
-use tidegate::settings::{AccessLog, DetectionSettings, Listener, Settings, ValueFrom, Workers};
+use tidegate::settings::{
+    AccessLog, DetectionSettings, Ejection, Endpoint, Listener, Settings, Tls, ValueFrom, Workers,
+};
 use tidegate_engine::detect::DetectionMode;
 
 const MINIMAL: &str = "services:
@@ -77,6 +79,10 @@ fn a_minimal_file_needs_services_and_upstreams_only() {
     assert_eq!(upstream.connect_timeout, Duration::from_secs(1));
     assert_eq!(upstream.response_timeout, Duration::from_secs(15));
     assert_eq!(upstream.idle_timeout, Duration::from_secs(30));
+    assert_eq!(upstream.max_age, Duration::from_mins(5));
+    assert_eq!(upstream.resolve_every, Duration::from_secs(10));
+    assert_eq!(upstream.ejection, Some(Ejection::default()));
+    assert_eq!((&upstream.health, &upstream.tls), (&None, &None));
     assert!(settings.not_in_force.is_empty());
 }
 
@@ -109,11 +115,7 @@ services:
     upstream: login
 upstreams:
   - name: login
-    endpoints: ["127.0.0.1:9001", "[::1]:9001", "login.internal:80"]
-    connect_timeout: 250ms
-    response_timeout: 15s
-    idle_timeout: 1m
-    health: { path: /healthz, interval: 2s }
+    endpoints: ["127.0.0.1:9001"]
 detection: { mode: throttle, collateral_max: 0.5%, budget: 10%, warmup: 0s }
 rules: rules/
 state: /var/lib/tidegate
@@ -122,11 +124,7 @@ access_log: access.log
     let settings = parse(all);
     assert_eq!(
         settings.not_in_force,
-        [
-            "listeners: proxy_protocol",
-            "listeners: tls",
-            "upstreams: health",
-        ]
+        ["listeners: proxy_protocol", "listeners: tls",]
     );
     assert_eq!(
         settings.admin.token_file.as_deref(),
@@ -155,6 +153,74 @@ access_log: access.log
         9 + 4,
         "instance takes the built-in's place"
     );
+}
+
+#[test]
+fn every_key_of_an_upstream_is_read() {
+    let all = r#"
+services: [{ name: login, match: [{ path: / }], upstream: login }]
+upstreams:
+  - name: login
+    endpoints: ["127.0.0.1:9001", { address: "[::1]:9001", weight: 3 }, "Login.internal:80"]
+    connect_timeout: 250ms
+    response_timeout: 15s
+    idle_timeout: 1m
+    max_age: 2m
+    resolve_every: 30s
+    health: { path: /healthz, interval: 1s }
+    ejection: { consecutive_failures: 3, max_ejected: 25% }
+    tls: { ca: tls/ca.pem, server_name: Login.internal }
+  - name: others
+    endpoints: ["127.0.0.1:9002"]
+    ejection: off
+    tls: on
+"#;
+    let settings = parse(all);
+    assert!(settings.not_in_force.is_empty());
+    let [login, others] = settings.upstreams.as_slice() else {
+        panic!("two upstreams")
+    };
+    let endpoint = |address: &str, weight| Endpoint {
+        address: address.into(),
+        weight,
+    };
+    assert_eq!(
+        login.endpoints,
+        [
+            endpoint("127.0.0.1:9001", 1),
+            endpoint("[::1]:9001", 3),
+            endpoint("login.internal:80", 1)
+        ]
+    );
+    let timeouts = [
+        login.connect_timeout,
+        login.response_timeout,
+        login.idle_timeout,
+    ];
+    assert_eq!(
+        timeouts.map(|timeout| timeout.as_millis()),
+        [250, 15_000, 60_000]
+    );
+    assert_eq!(login.max_age, Duration::from_mins(2));
+    assert_eq!(login.resolve_every, Duration::from_secs(30));
+    let health = login.health.as_ref().expect("it is given");
+    assert_eq!(
+        health.timeout,
+        Duration::from_secs(1),
+        "at most the interval"
+    );
+    let ejection = Ejection {
+        consecutive_failures: 3,
+        max_ejected: 0.25,
+    };
+    assert_eq!(login.ejection, Some(ejection));
+    let tls = Tls {
+        ca: Some("etc/tls/ca.pem".into()),
+        server_name: Some("login.internal".into()),
+    };
+    assert_eq!(login.tls, Some(tls));
+    assert_eq!(others.ejection, None);
+    assert_eq!(others.tls, Some(Tls::default()));
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
         "/api/v1/status" => json_answer(&status(admin, &control)),
         "/api/v1/rules" => json_answer(&rules(&control)),
         "/api/v1/incidents" => json_answer(&incidents(&control)),
-        "/api/v1/services" => json_answer(&services(&control)),
+        "/api/v1/services" => json_answer(&services(&control, admin)),
         "/api/v1/audit" => audit(&control, query),
         "/api/v1/sources" => match sources(&control, query) {
             Ok(sources) => json_answer(&sources),
@@ -282,7 +282,7 @@ pub(super) fn incident_of_rule(control: &Control, name: &str) -> Value {
     found.map_or(Value::Null, |incident| json!(incident.id))
 }
 
-fn services(control: &Control) -> Value {
+fn services(control: &Control, admin: &Admin) -> Value {
     let now = control.clock().now();
     let setup = control.setup();
     let each = setup.settings.services.iter().zip(&setup.services);
@@ -296,6 +296,7 @@ fn services(control: &Control) -> Value {
             "waiting": shared.waiting(),
             "limit": shared.limit(),
             "oldest_inflight_s": oldest.map(|oldest| now.since(oldest).as_secs_f64()),
+            "endpoints": admin.endpoints.read(&service.upstream),
         })
     });
     shown.collect()

@@ -54,13 +54,21 @@ impl Control {
     fn take_settings(&mut self, mut settings: Settings, rules: Rules) {
         let before = Arc::clone(&self.parts.setup);
         keep_what_needs_a_restart(&mut settings, &before.settings);
-        let access_log = self.parts.ground.access_log(&settings, Some(&before));
-        let access_log = access_log.unwrap_or_else(|error| {
-            // It could be opened a moment ago.
-            tracing::error!(%error, "`access_log` cannot be opened; lines go where they went before");
-            settings.access_log.clone_from(&before.settings.access_log);
-            before.access_log.clone()
-        });
+        let opened = match self.parts.ground.open(&settings, Some(&before)) {
+            Ok(opened) => opened,
+            Err(error) => {
+                // It could be opened a moment ago, when the settings were read.
+                let error = anyhow::Error::new(error);
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the settings of before stay in force"
+                );
+                self.give_way_to(&rules);
+                self.parts.rules = rules;
+                self.publish();
+                return;
+            }
+        };
         let changed = before.settings.differs_in(&settings);
         let schema = if settings.schema == *before.schema {
             Arc::clone(&before.schema)
@@ -82,7 +90,7 @@ impl Control {
             tracing::warn!(keys = settings.not_in_force.join(", "), "not in force yet");
         }
         let ground = &self.parts.ground;
-        let setup = Arc::new(ground.setup(settings, policy, access_log, Some(&before)));
+        let setup = Arc::new(ground.setup(settings, policy, opened, Some(&before)));
         self.parts.setup = Arc::clone(&setup);
         self.parts.setups.send_replace(setup);
         self.note_published();

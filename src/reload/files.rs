@@ -16,6 +16,7 @@ use super::Loaded;
 use super::watch::Places;
 use crate::rules_folder::{FileText, parse_texts, read, read_all, survey_of};
 use crate::settings::{AccessLog, RulesFolder, Settings};
+use crate::upstream::Endpoints;
 
 /// How often files are read again because they changed while they were read.
 const READS_MAX: usize = 3;
@@ -112,6 +113,7 @@ impl ConfigFiles {
         let settings = (said != self.settings_in_force).then(|| Settings::clone(&self.settings));
         if let Some(settings) = &settings {
             self.try_access_log(settings)?;
+            self.try_tls(settings)?;
         }
         self.settings_in_force = said;
         let settings = settings.map(Box::new);
@@ -132,6 +134,19 @@ impl ConfigFiles {
             );
             Problem::new(place, &text)
         })
+    }
+
+    /// Reads what is needed to speak TLS to upstreams.
+    fn try_tls(&self, settings: &Settings) -> Result<(), Problems> {
+        let upstreams = settings.upstreams.iter();
+        let wrong = upstreams.filter_map(|upstream| {
+            let error = Endpoints::try_tls(upstream).err()?;
+            let place = Place::new(&self.path.to_string_lossy(), 1, 1);
+            let name = &upstream.name;
+            let text = format!("upstream `{name}`: `tls` cannot be used: {error}");
+            Some(Problem::new(place, &text))
+        });
+        Problems::new(wrong.collect()).or(())
     }
 
     /// Understands the settings, where they say something else than before: they name the rules folder.

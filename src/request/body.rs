@@ -443,6 +443,7 @@ impl UpstreamReply {
         }
         self.failed = Some(error);
         if let Some(lease) = self.lease.take() {
+            lease.broke_off();
             observation.upstream_broke_off(lease.upstream());
         }
     }

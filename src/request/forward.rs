@@ -55,7 +55,8 @@ pub(crate) async fn forward(
 }
 
 /// Gets a response head. A request goes out twice in two cases only: it was never written, or it is
-/// safe to repeat (idempotent, without body) and a kept-alive connection turned out closed.
+/// safe to repeat (idempotent, without body), a kept-alive connection turned out closed, and not too
+/// many were repeated lately. What was never written costs the upstream nothing and is not counted.
 async fn exchange(
     upstream: &Rc<Upstream>,
     request: Request<RequestBody>,
@@ -65,8 +66,8 @@ async fn exchange(
     // What is seldom done is kept out of this future, which is as large as its largest part and is
     // moved for every request.
     let mut lease = match upstream.idle_connection() {
-        Some(lease) => lease,
-        None => Box::pin(upstream.connection(false)).await?,
+        Ok(lease) => lease,
+        Err(reserved) => Box::pin(upstream.connection(reserved, false)).await?,
     };
     let may_repeat = lease.is_reused
         && matches!(request.body(), RequestBody::Empty)
@@ -75,14 +76,20 @@ async fn exchange(
         lease.head_copy().take(&request);
     }
     let failed = match send(upstream, &mut lease, request, progress).await {
-        Ok(response) => return Ok((response, lease)),
+        Ok(response) => {
+            lease.answered(response.status());
+            return Ok((response, lease));
+        }
         Err(failed) => failed,
     };
+    // An endpoint may close a connection that it has kept, at any time.
+    let was_closed = lease.is_reused && matches!(failed.error, UpstreamError::Terminated(_));
+    if !was_closed && failed.error.blames_the_endpoint() {
+        lease.failed();
+    }
     let again = match failed.unsent {
         Some(unsent) => lease.is_reused.then_some(unsent),
-        None if may_repeat && matches!(failed.error, UpstreamError::Terminated(_)) => {
-            lease.head_copy().request()
-        }
+        None if may_repeat && was_closed && upstream.may_repeat() => lease.head_copy().request(),
         None => None,
     };
     drop(lease);
@@ -91,10 +98,18 @@ async fn exchange(
     };
     retried();
     Box::pin(async move {
-        let mut lease = upstream.connection(true).await?;
+        let mut lease = upstream.connection(None, true).await?;
         match send(upstream, &mut lease, again, progress).await {
-            Ok(response) => Ok((response, lease)),
-            Err(failed) => Err(failed.error),
+            Ok(response) => {
+                lease.answered(response.status());
+                Ok((response, lease))
+            }
+            Err(failed) => {
+                if failed.error.blames_the_endpoint() {
+                    lease.failed();
+                }
+                Err(failed.error)
+            }
         }
     })
     .await

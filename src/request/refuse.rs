@@ -208,6 +208,10 @@ impl Refuse {
     ) -> Response<ReplyBody> {
         let status = error.status();
         let (title, detail) = match status {
+            503 if matches!(error, UpstreamError::Unavailable) => (
+                "Service Unavailable",
+                "The service cannot be reached at present.",
+            ),
             503 => (
                 "Service Unavailable",
                 "The service has no room for this request now.",

@@ -326,7 +326,7 @@ impl Worker {
                 .spec
                 .endpoints
                 .first()
-                .and_then(|at| at.parse().ok())
+                .and_then(|at| at.address.parse().ok())
         {
             // Only HTTP/1.0 clients may leave it out; the upstream is asked in HTTP/1.1.
             request.headers_mut().insert(HOST, host);

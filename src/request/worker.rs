@@ -27,7 +27,7 @@ use super::service::Service;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::overload::Overload;
-use crate::setup::Setup;
+use crate::setup::{Destined, Setup};
 use crate::upstream::Upstream;
 
 /// How often a worker hands over what it counted and closes what it no longer needs.
@@ -146,6 +146,7 @@ async fn work(parts: WorkerParts) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct Workbench {
     number: usize,
+    random: u64,
     /// The time, a tenth of a second late at most.
     pub(crate) now: Rc<Cell<Instant>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -173,7 +174,7 @@ impl Workbench {
             observer: observer(setup, clock, metrics),
             refuse: Rc::new(Refuse::new(random)),
             request_ids: Rc::new(RequestIds::new(random)),
-            destinations: destinations(setup, &[], (number, clock), metrics, &now),
+            destinations: destinations(setup, &[], (number, clock, random), metrics, &now),
             flows: Flows::of(&setup.schema),
             no_service: Rc::new(no_service),
             metrics: Arc::clone(metrics),
@@ -181,6 +182,7 @@ impl Workbench {
         };
         Ok(Self {
             number,
+            random,
             now,
             metrics: Arc::clone(metrics),
             overload: Arc::clone(&setup.overload),
@@ -208,8 +210,8 @@ impl Workbench {
             refuse: Rc::clone(&before.refuse),
             request_ids: Rc::clone(&before.request_ids),
             destinations: {
-                let known = &before.destinations;
-                destinations(setup, known, (number, before.clock), metrics, &self.now)
+                let (known, own) = (&before.destinations, (number, before.clock, self.random));
+                destinations(setup, known, own, metrics, &self.now)
             },
             flows: Flows::of(&setup.schema),
             no_service: Rc::clone(&before.no_service),
@@ -258,11 +260,17 @@ fn observer(setup: &Setup, clock: Clock, metrics: &Arc<Metrics>) -> Rc<Observer>
 fn destinations(
     setup: &Setup,
     before: &[Rc<Destination>],
-    (number, clock): (usize, Clock),
+    (number, clock, random): (usize, Clock, u64),
     metrics: &Metrics,
     now: &Rc<Cell<Instant>>,
 ) -> Vec<Rc<Destination>> {
-    let made = setup.destinations().map(|(settings, shared, spec)| {
+    let made = setup.destinations().enumerate().map(|(at, destined)| {
+        let Destined {
+            service: settings,
+            shared,
+            upstream: spec,
+            endpoints,
+        } = destined;
         let mut known = before.iter();
         let known = known.find(|known| Arc::ptr_eq(&known.service.shared, shared));
         let service = match known {
@@ -277,8 +285,12 @@ fn destinations(
         };
         service.priority.set(settings.spec.priority);
         let upstream = match known {
-            Some(known) if known.upstream.spec == spec => Rc::clone(&known.upstream),
-            _ => Upstream::new(spec, metrics, Rc::clone(now)),
+            Some(known) if known.upstream.is_of(&spec, endpoints) => Rc::clone(&known.upstream),
+            _ => {
+                let common = (&setup.overload, metrics);
+                let random = random.wrapping_add(at as u64);
+                Upstream::new(spec, endpoints, common, Rc::clone(now), random)
+            }
         };
         Rc::new(Destination {
             service,

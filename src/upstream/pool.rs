@@ -1,33 +1,25 @@
-//! One worker's connections to the upstream of one service.
-//!
-//! A connection is driven by whoever uses it, in the task of the client's connection: a request that
-//! wakes one task and not two costs less. Only while a request's body is still on its way when the
-//! answer begins, the connection gets a task of its own, because then both directions must go on by
-//! themselves.
+//! One worker's connections to the upstream of one service: which endpoint a request goes to, and how many may be on
+//! their way.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use super::UpstreamError;
-use crate::alarm::Alarm;
+use super::balance::{Candidate, pick};
+use super::breaker::Permit;
+use super::connect::{connect, is_our_own_fault};
+use super::endpoint::Endpoint;
+use super::lease::{Lease, Place};
+use super::link::{Link, Open};
+use super::seat::{Seat, Stay};
+use super::{Endpoints, UpstreamError};
 use crate::metrics::{Metrics, UpstreamFailures};
-use crate::request::{HeadCopy, RequestBody};
+use crate::overload::Overload;
 use crate::settings::Upstream as UpstreamSpec;
 
 /// The most connections of one worker to one upstream in use at once.
@@ -36,195 +28,40 @@ use crate::settings::Upstream as UpstreamSpec;
 const CONNECTIONS_MAX: usize = 512;
 /// The most requests that wait for one of them.
 const WAITERS_MAX: usize = 1024;
-/// How long an unused connection is kept. Below the 5 s after which common servers close theirs, so
-/// that a request seldom meets a connection that is being closed.
-const IDLE_MAX: Duration = Duration::from_secs(4);
-/// The largest response head, in bytes.
-const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The most endpoints that one request tries to connect to.
+const CONNECT_TRIES_MAX: usize = 5;
+/// How much longer or shorter than the age limit a connection may live, so that those that were made
+/// together do not end together.
+const AGE_JITTER: f64 = 0.1;
 
 /// One worker's side of the upstream of one service.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    /// What the operator wants.
+    /// What the operator wants of it for the service whose it is.
     pub(crate) spec: UpstreamSpec,
     /// What it failed to answer.
     pub(crate) failures: UpstreamFailures,
+    overload: Arc<Overload>,
+    pub(super) endpoints: Arc<Endpoints>,
     now: Rc<Cell<Instant>>,
-    idle: RefCell<VecDeque<Idle>>,
+    seats: RefCell<Vec<Rc<Seat>>>,
+    /// Of which list of endpoints they are.
+    generation: Cell<u64>,
     in_use: Cell<usize>,
     waiting: Cell<usize>,
     /// Wakes the one that has waited longest when a place becomes free.
     freed: Notify,
-    next_endpoint: Cell<usize>,
+    /// Requests since everybody was told.
+    sent: Cell<u64>,
+    random: Cell<u64>,
     open: IntGauge,
 }
 
+/// A request's way to a connection that is not there yet.
 #[derive(Debug)]
-struct Idle {
-    link: Box<Link>,
-    /// A tenth of a second early at most.
-    since: Instant,
-}
-
-/// An open connection, with what stays with it from one request to the next.
-#[derive(Debug)]
-struct Link {
-    sender: SendRequest<RequestBody>,
-    drive: Drive,
-    alarm: Alarm,
-    head_copy: HeadCopy,
-}
-
-/// A connection that is driven by its user.
-struct Driven {
-    connection: Box<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
-    _open: Open,
-}
-
-impl std::fmt::Debug for Driven {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Driven")
-    }
-}
-
-impl Driven {
-    /// Does what can be done on the connection. Ready when it has ended.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ended = ready!(Pin::new(&mut *self.connection).poll(cx));
-        if let Err(error) = ended {
-            tracing::debug!(%error, "an upstream connection ended");
-        }
-        Poll::Ready(())
-    }
-}
-
-/// Who drives a connection.
-#[derive(Debug)]
-enum Drive {
-    /// Its user.
-    InPlace(Driven),
-    /// A task of its own.
-    ByItself(#[expect(dead_code, reason = "ends the task when it is dropped")] Task),
-    /// Nobody any more.
-    Ended,
-}
-
-/// The task that drives a connection; ended with the last that could use the connection. Left to
-/// itself it would wait for ever for an upstream that answered and does not read the rest of a body.
-#[derive(Debug)]
-struct Task(AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Drive {
-    /// Does what can be done on the connection.
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        if let Self::InPlace(driven) = self
-            && driven.poll(cx).is_ready()
-        {
-            *self = Self::Ended;
-        }
-    }
-}
-
-impl Link {
-    /// Looks whether the connection was closed meanwhile.
-    fn has_ended(&mut self) -> bool {
-        self.drive.poll(&mut Context::from_waker(Waker::noop()));
-        matches!(self.drive, Drive::Ended) || self.sender.is_closed()
-    }
-}
-
-/// A connection, for one request. Dropped without being given back, it is closed.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    link: Box<Link>,
-    /// Whether the connection carried requests before, and so may turn out closed.
-    pub(crate) is_reused: bool,
+pub(crate) struct Reserved {
+    stay: Stay,
     place: Place,
-}
-
-/// The right to use one connection, as long as it lives.
-#[derive(Debug)]
-struct Place(Rc<Upstream>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.in_use.set(self.0.in_use.get() - 1);
-        if self.0.waiting.get() > 0 {
-            self.0.freed.notify_one();
-        }
-    }
-}
-
-impl Lease {
-    fn new(link: Box<Link>, is_reused: bool, place: Place) -> Self {
-        Self {
-            link,
-            is_reused,
-            place,
-        }
-    }
-
-    /// Sends a request; [`Self::drive`] gets it and its answer through.
-    pub(crate) fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
-    {
-        self.link.sender.try_send_request(request)
-    }
-
-    /// Does what can be done on the connection; to be called whenever its user is polled.
-    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        self.link.drive.poll(cx);
-    }
-
-    /// Ready when `deadline` has passed.
-    pub(crate) fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        self.link.alarm.poll_until(deadline, cx)
-    }
-
-    /// The place for the copy of the head of the request that is being sent.
-    pub(crate) fn head_copy(&mut self) -> &mut HeadCopy {
-        &mut self.link.head_copy
-    }
-
-    /// Returns whether the connection cannot be used again.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.link.sender.is_closed()
-    }
-
-    /// Lets the connection go on by itself: it must not depend on how fast its user is.
-    pub(crate) fn detach(&mut self) {
-        let drive = &mut self.link.drive;
-        *drive = match std::mem::replace(drive, Drive::Ended) {
-            Drive::InPlace(mut driven) => {
-                let task =
-                    tokio::task::spawn_local(async move { poll_fn(|cx| driven.poll(cx)).await });
-                Drive::ByItself(Task(task.abort_handle()))
-            }
-            other => other,
-        };
-    }
-
-    /// Returns the upstream of the connection.
-    pub(crate) fn upstream(&self) -> &Upstream {
-        &self.place.0
-    }
-
-    /// Gives the connection back after the answer's last byte was read.
-    pub(crate) fn give_back(self) {
-        let Self { link, place, .. } = self;
-        if !link.sender.is_closed() {
-            let since = place.0.now.get();
-            place.0.idle.borrow_mut().push_back(Idle { link, since });
-        }
-    }
 }
 
 /// Counts one waiter as long as it lives, however its future ends.
@@ -246,105 +83,276 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Counts one open connection as long as it lives.
-#[derive(Debug)]
-struct Open(IntGauge);
-
-impl Open {
-    fn begin(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
+/// An attempt to find out whether an unreachable upstream can be reached; given back where it ends
+/// without an outcome.
+struct Attempt<'a> {
+    endpoints: &'a Endpoints,
+    is_open: bool,
 }
 
-impl Drop for Open {
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.0.dec();
+        if self.is_open {
+            self.endpoints.give_permit_back();
+        }
     }
 }
 
 impl Upstream {
     /// Begins without connections.
     ///
-    /// `now` is the time, a tenth of a second late at most, kept up to date by the worker.
-    pub(crate) fn new(spec: UpstreamSpec, metrics: &Metrics, now: Rc<Cell<Instant>>) -> Rc<Self> {
-        let open = metrics
-            .upstream_connections
-            .with_label_values(&[&*spec.name]);
+    /// `now` is the time, a tenth of a second late at most, kept up to date by the worker; `random` is
+    /// different for each worker.
+    pub(crate) fn new(
+        spec: UpstreamSpec,
+        endpoints: &Arc<Endpoints>,
+        (overload, metrics): (&Arc<Overload>, &Metrics),
+        now: Rc<Cell<Instant>>,
+        random: u64,
+    ) -> Rc<Self> {
+        let open = &metrics.upstream_connections;
+        let open = open.with_label_values(&[&*spec.name]);
         Rc::new(Self {
             failures: UpstreamFailures::new(metrics, &spec.name),
             spec,
+            overload: Arc::clone(overload),
+            endpoints: Arc::clone(endpoints),
             now,
-            idle: RefCell::default(),
+            seats: RefCell::default(),
+            generation: Cell::new(u64::MAX),
             in_use: Cell::new(0),
             waiting: Cell::new(0),
             freed: Notify::new(),
-            next_endpoint: Cell::new(0),
+            sent: Cell::new(0),
+            random: Cell::new(random | 1),
             open,
         })
     }
 
-    /// Returns the connection that was used last, where one is free at once. It is the least likely to
-    /// have been closed meanwhile.
-    pub(crate) fn idle_connection(self: &Rc<Self>) -> Option<Lease> {
+    /// Returns whether this is the upstream of these settings, with these endpoints.
+    pub(crate) fn is_of(&self, spec: &UpstreamSpec, endpoints: &Arc<Endpoints>) -> bool {
+        self.spec == *spec && Arc::ptr_eq(&self.endpoints, endpoints)
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// Chooses an endpoint and returns the connection to it that was used last, where one is free at
+    /// once; otherwise what was chosen, where there is a place for one more.
+    pub(crate) fn idle_connection(self: &Rc<Self>) -> Result<Lease, Option<Reserved>> {
+        self.sent.set(self.sent.get() + 1);
         if self.waiting.get() > 0 {
-            return None;
+            return Err(None);
         }
-        let place = self.take_place()?;
-        self.take_idle().map(|link| Lease::new(link, true, place))
+        let place = self.take_place().ok_or(None)?;
+        let stay = self.choose(&[]).ok_or(None)?;
+        match stay.seat.take_idle() {
+            Some(link) => Ok(Lease::new(link, true, stay, place)),
+            None => Err(Some(Reserved { stay, place })),
+        }
     }
 
     /// Returns a connection: an idle one that became free while waiting for a place, or a new one;
     /// always a new one where `fresh` is asked for.
-    pub(crate) async fn connection(self: &Rc<Self>, fresh: bool) -> Result<Lease, UpstreamError> {
+    pub(crate) async fn connection(
+        self: &Rc<Self>,
+        reserved: Option<Reserved>,
+        fresh: bool,
+    ) -> Result<Lease, UpstreamError> {
         let deadline = Instant::now() + self.spec.connect_timeout;
-        let place = self.place(deadline).await?;
-        if !fresh && let Some(link) = self.take_idle() {
-            return Ok(Lease::new(link, true, place));
+        let (stay, place) = if let Some(Reserved { stay, place }) = reserved {
+            (stay, place)
+        } else {
+            let place = self.place(deadline).await?;
+            let found = timeout_at(deadline, self.endpoints.wait_for_any()).await;
+            found.map_err(|_elapsed| UpstreamError::Unresolved)?;
+            let stay = self.choose(&[]).ok_or(UpstreamError::Unavailable)?;
+            (stay, place)
+        };
+        if !fresh && let Some(link) = stay.seat.take_idle() {
+            return Ok(Lease::new(link, true, stay, place));
         }
-        let link = match timeout_at(deadline, self.connect()).await {
-            Ok(connected) => connected?,
-            Err(_elapsed) => return Err(UpstreamError::ConnectTimeout(self.spec.connect_timeout)),
-        };
-        Ok(Lease::new(link, false, place))
+        let (link, stay) = self.connect_any(stay, deadline).await?;
+        Ok(Lease::new(link, false, stay, place))
     }
 
-    fn take_idle(&self) -> Option<Box<Link>> {
-        let mut busy = Vec::new();
-        let found = loop {
-            let Some(mut idle) = self.pop_idle() else {
-                break None;
+    /// Connects to the endpoint that was chosen or, where that fails, to others; each gets its share
+    /// of the time.
+    async fn connect_any(
+        &self,
+        first: Stay,
+        deadline: Instant,
+    ) -> Result<(Box<Link>, Stay), UpstreamError> {
+        let mut attempt = match self.endpoints.permit() {
+            Permit::Refused => return Err(UpstreamError::Unavailable),
+            permit => Attempt {
+                endpoints: &self.endpoints,
+                is_open: permit == Permit::Probe,
+            },
+        };
+        let tries = self.seats.borrow().len().clamp(1, CONNECT_TRIES_MAX);
+        let share = self.spec.connect_timeout / tries as u32;
+        let mut stay = first;
+        let mut failed: Vec<Arc<Endpoint>> = Vec::new();
+        loop {
+            let until = deadline.min(Instant::now() + share);
+            let error = match timeout_at(until, self.connect(&stay.seat.endpoint)).await {
+                Ok(Ok(link)) => {
+                    attempt.is_open = false;
+                    self.endpoints.connected(&stay.seat.endpoint);
+                    return Ok((link, stay));
+                }
+                Ok(Err(error)) => error,
+                Err(_elapsed) => UpstreamError::ConnectTimeout(share),
             };
-            // A ready connection is looked at when it is used: it is read from before the request is
-            // written, and a request that was not written goes to another connection.
-            if idle.link.sender.is_ready() {
-                break Some(idle.link);
-            }
-            if idle.link.has_ended() {
-                continue;
-            }
-            if idle.link.sender.is_ready() {
-                break Some(idle.link);
-            }
-            // Driven by a task that has not come round to it yet.
-            busy.push(idle);
-        };
-        self.idle.borrow_mut().extend(busy);
-        found
+            self.connect_failed(&stay, &error);
+            failed.push(Arc::clone(&stay.seat.endpoint));
+            // It ends before the next begins: who has failed has nothing under way.
+            drop(stay);
+            let next = (failed.len() < tries)
+                .then(|| self.choose(&failed))
+                .flatten();
+            let Some(next) = next else {
+                if std::mem::take(&mut attempt.is_open) {
+                    self.endpoints.still_unreachable(self.random());
+                }
+                return Err(error);
+            };
+            stay = next;
+        }
     }
 
-    /// Closes connections that were not used for a while, and hands over what was counted. Called ten
-    /// times a second.
+    /// Notes why a connection could not be made.
+    fn connect_failed(&self, stay: &Stay, error: &UpstreamError) {
+        if let UpstreamError::Connect(error) = error
+            && is_our_own_fault(error)
+        {
+            tracing::warn!(%error, upstream = %self.spec.name, "no connection can be made from here");
+            return;
+        }
+        let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
+        stay.has_told();
+        self.endpoints
+            .connect_failed(&stay.seat.endpoint, is_certain, self.random());
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Box<Link>, UpstreamError> {
+        let descriptor = self.overload.open_upstream();
+        let descriptor = descriptor.ok_or(UpstreamError::ConnectionLimit)?;
+        let stream = connect(&self.endpoints, endpoint).await?;
+        let retires = Instant::now() + self.age_limit();
+        Link::begin(stream, Open::begin(&self.open, descriptor), retires).await
+    }
+
+    /// Returns how long the next connection may live.
+    fn age_limit(&self) -> Duration {
+        let unit = (self.random() >> 11) as f64 / (1_u64 << 53) as f64;
+        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * unit;
+        self.spec.max_age.mul_f64(factor)
+    }
+
+    /// Chooses an endpoint that was not tried; those that are out only where nobody else is left, or
+    /// where more are out than in.
+    fn choose(&self, tried: &[Arc<Endpoint>]) -> Option<Stay> {
+        self.renew_seats();
+        let seats = self.seats.borrow();
+        if let [seat] = seats.as_slice()
+            && tried.is_empty()
+            && seat.endpoint.is_settled()
+        {
+            return Some(Stay::begin(seat, false));
+        }
+        let now = self.endpoints.clock.now();
+        let may = |seat: &Seat| {
+            !seat.endpoint.view().fails_checks
+                && !tried.iter().any(|one| Arc::ptr_eq(one, &seat.endpoint))
+        };
+        for seat in seats.iter().filter(|seat| may(seat)) {
+            let is_due = seat.endpoint.view().standing.is_due(now);
+            if is_due && seat.endpoint.change(now, |health| health.claim_probe(now)) {
+                return Some(Stay::begin(seat, true));
+            }
+        }
+        let out = |seat: &&Rc<Seat>| seat.endpoint.view().standing.is_out();
+        let checked = || {
+            seats
+                .iter()
+                .filter(|seat| !seat.endpoint.view().fails_checks)
+        };
+        let most_are_out = checked().filter(out).count() * 2 > checked().count();
+        let draw = |all: bool| {
+            let candidate = |place: usize| {
+                let seat = seats.get(place)?;
+                let standing = seat.endpoint.view().standing;
+                let share = match () {
+                    () if !may(seat) => 0.0,
+                    () if all && standing.is_out() => 1.0,
+                    () => standing.share(now),
+                };
+                Some(Candidate {
+                    weight: share * f64::from(seat.endpoint.weight),
+                    load: seat.in_flight(),
+                })
+            };
+            pick(self.random(), &candidate)
+        };
+        let picked = draw(most_are_out).or_else(|| draw(true))?;
+        seats.get(picked).map(|seat| Stay::begin(seat, false))
+    }
+
+    /// Brings the seats up to date with the endpoints. Connections to endpoints that are no more end
+    /// with what is under way on them.
+    fn renew_seats(&self) {
+        let generation = self.endpoints.generation();
+        if self.generation.get() == generation {
+            return;
+        }
+        let list = self.endpoints.list();
+        let mut seats = self.seats.borrow_mut();
+        let renewed = list.iter().map(|endpoint| {
+            let same = seats
+                .iter()
+                .find(|seat| Arc::ptr_eq(&seat.endpoint, endpoint));
+            match same {
+                Some(seat) => Rc::clone(seat),
+                None => Seat::new(Arc::clone(endpoint), self.endpoints.clock),
+            }
+        });
+        let renewed = renewed.collect();
+        *seats = renewed;
+        self.generation.set(generation);
+    }
+
+    /// Returns a random number (xorshift; nothing secret depends on it).
+    fn random(&self) -> u64 {
+        let mut random = self.random.get();
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        self.random.set(random);
+        random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Asks whether a request may be sent again that may have been worked on.
+    pub(crate) fn may_repeat(&self) -> bool {
+        self.endpoints.spend_retry()
+    }
+
+    /// Closes connections that were not used for a while, and tells everybody what was counted. Called
+    /// ten times a second.
     pub(crate) fn sweep(&self) {
         self.failures.flush();
         let now = Instant::now();
-        self.idle
-            .borrow_mut()
-            .retain_mut(|idle| now - idle.since <= IDLE_MAX && !idle.link.has_ended());
-    }
-
-    fn pop_idle(&self) -> Option<Idle> {
-        self.idle.borrow_mut().pop_back()
+        self.renew_seats();
+        let mut answers = false;
+        for seat in self.seats.borrow().iter() {
+            answers |= seat.sweep(now);
+        }
+        let sent = self.sent.take();
+        if sent > 0 || answers {
+            self.endpoints.count(sent, answers);
+        }
     }
 
     fn take_place(self: &Rc<Self>) -> Option<Place> {
@@ -353,6 +361,14 @@ impl Upstream {
             self.in_use.set(in_use + 1);
             Place(Rc::clone(self))
         })
+    }
+
+    /// Takes a place back.
+    pub(super) fn free_place(&self) {
+        self.in_use.set(self.in_use.get() - 1);
+        if self.waiting.get() > 0 {
+            self.freed.notify_one();
+        }
     }
 
     /// Waits for the right to use a connection, behind those who wait already.
@@ -371,50 +387,5 @@ impl Upstream {
                 return Ok(place);
             }
         }
-    }
-
-    async fn connect(&self) -> Result<Box<Link>, UpstreamError> {
-        let stream = self.connect_any().await?;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-        let (sender, connection) = http1::Builder::new()
-            .max_header_size(RESPONSE_HEAD_BYTES_MAX)
-            // Most requests are one small piece, for which a plain write costs less.
-            .writev(false)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(UpstreamError::Protocol)?;
-        let driven = Driven {
-            connection: Box::new(connection),
-            _open: Open::begin(&self.open),
-        };
-        Ok(Box::new(Link {
-            sender,
-            drive: Drive::InPlace(driven),
-            alarm: Alarm::default(),
-            head_copy: HeadCopy::default(),
-        }))
-    }
-
-    /// Connects to the endpoints in turn; each is tried once, the first with the others' share of
-    /// the time left to them.
-    async fn connect_any(&self) -> Result<TcpStream, UpstreamError> {
-        let count = self.spec.endpoints.len();
-        let first = self.next_endpoint.get();
-        self.next_endpoint.set(first.wrapping_add(1));
-        let share = self.spec.connect_timeout / count.max(1) as u32;
-        let mut last = UpstreamError::ConnectTimeout(self.spec.connect_timeout);
-        for turn in 0..count {
-            let Some(endpoint) = self.spec.endpoints.get(first.wrapping_add(turn) % count) else {
-                break;
-            };
-            match timeout(share, TcpStream::connect(&**endpoint)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = UpstreamError::Connect(error),
-                Err(_elapsed) => last = UpstreamError::ConnectTimeout(share),
-            }
-        }
-        Err(last)
     }
 }

@@ -302,8 +302,8 @@ fn one_address_does_not_take_all_connections_and_trusted_proxies_are_exempt() {
 overload: { connections_per_address: 2, connections_max: 4 }";
     let start = |trusted_proxies| {
         Setup {
-            services,
             trusted_proxies,
+            services,
             ..Setup::to(upstream.address)
         }
         .start()

@@ -51,6 +51,18 @@ impl Setup<'_> {
             rules,
             workers,
         } = self;
+        // An endpoint may be written as a mapping.
+        let endpoints: Vec<String> = endpoints
+            .iter()
+            .map(|at| {
+                if at.starts_with('{') {
+                    at.clone()
+                } else {
+                    format!("{at:?}")
+                }
+            })
+            .collect();
+        let endpoints = endpoints.join(", ");
         let settings = format!(
             "listeners: [{{ address: \"127.0.0.1:0\", trusted_proxies: {trusted_proxies} }}]
 admin: {{ address: \"127.0.0.1:0\" {admin} }}
@@ -63,7 +75,7 @@ identity:
 {services}
 upstreams:
   - name: chat
-    endpoints: {endpoints:?}
+    endpoints: [{endpoints}]
     {upstream}
 detection: {{ {detection} }}
 rules: rules/

@@ -16,16 +16,22 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn new() -> Self {
-        Self::accepting(|wire| wire)
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Like [`Self::new`], at this address.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self::accepting(address, |wire| wire)
     }
 
     /// Like [`Self::new`], but the kernel holds little of what is not read.
     pub(crate) fn with_small_window() -> Self {
-        Self::accepting(Wire::with_small_window)
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::accepting(any, Wire::with_small_window)
     }
 
-    fn accepting(prepare: impl Fn(Wire) -> Wire + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    fn accepting(address: SocketAddr, prepare: impl Fn(Wire) -> Wire + Send + 'static) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let (sender, connections) = channel();
         std::thread::spawn(move || {
@@ -66,7 +72,7 @@ impl Upstream {
     }
 }
 
-/// An upstream that answers every request with 200 `ok`, and remembers what it was sent.
+/// An upstream that answers by itself, and remembers what it was sent.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     pub(crate) address: SocketAddr,
@@ -74,25 +80,42 @@ pub(crate) struct Recorder {
 }
 
 impl Upstream {
-    /// Starts an upstream that answers every request.
+    /// Starts an upstream that answers every request with 200 `ok`.
     pub(crate) fn recording() -> Recorder {
-        let upstream = Self::new();
+        Self::new().recorder(|_, request| {
+            let is_head = request.start.starts_with("HEAD ");
+            Some(if is_head {
+                OK.trim_end_matches("ok").to_owned()
+            } else {
+                OK.to_owned()
+            })
+        })
+    }
+
+    /// Answers every request by its number on its connection, from 0; without an answer the
+    /// connection is closed.
+    pub(crate) fn recorder(
+        self,
+        answer: impl Fn(usize, &Message) -> Option<String> + Send + Sync + 'static,
+    ) -> Recorder {
+        let upstream = self;
+        let answer = Arc::new(answer);
         let address = upstream.address;
         let requests = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&requests);
         std::thread::spawn(move || {
             while let Ok(mut wire) = upstream.connections.recv() {
                 let kept: Arc<Mutex<Vec<Message>>> = Arc::clone(&kept);
+                let answer = Arc::clone(&answer);
                 std::thread::spawn(move || {
                     wire.wait_for_ever();
-                    while let Some(request) = wire.request_if_any() {
-                        let is_head = request.start.starts_with("HEAD ");
-                        kept.lock().expect("no panics here").push(request);
-                        let answer = if is_head {
-                            OK.trim_end_matches("ok")
-                        } else {
-                            OK
+                    for number in 0.. {
+                        let Some(request) = wire.request_if_any() else {
+                            return;
                         };
+                        let answer = answer(number, &request);
+                        kept.lock().expect("no panics here").push(request);
+                        let Some(answer) = answer else { return };
                         wire.send(answer);
                     }
                 });

@@ -1,0 +1,627 @@
+//! The endpoints of one upstream, shared by all workers and the control side: who there is, who is to
+//! be asked, and whether it makes sense to ask at all. Knows nothing of connections.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tidegate_engine::time::Instant;
+use tokio::sync::Notify;
+
+use super::breaker::{Breaker, Permit};
+use super::endpoint::Endpoint;
+use super::health::{Health, Standing};
+use super::retry_budget::RetryBudget;
+use super::series::{EjectionReason, Series};
+use super::tls::{TlsClient, TlsError};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::settings::{Ejection, Upstream as UpstreamSpec};
+
+/// The most addresses of one name that are used. An endpoint is about 300 B here and as much in each
+/// worker.
+const ADDRESSES_MAX: usize = 64;
+/// So many connections in a row must fail at each endpoint before nobody connects any more.
+const CONNECT_FAILURES_MIN: u32 = 3;
+/// While answers come, connections that take too long do not mean that nobody is there.
+const ANSWERED_LATELY: Duration = Duration::from_secs(1);
+
+/// The endpoints of one upstream.
+#[derive(Debug)]
+pub struct Endpoints {
+    /// What the operator wants.
+    pub(crate) spec: UpstreamSpec,
+    pub(crate) clock: Clock,
+    /// How TLS is spoken to them, if it is.
+    pub(crate) tls: Option<TlsClient>,
+    /// All series that tell of them.
+    pub(crate) series: Series,
+    list: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// Rises with each new list.
+    generation: AtomicU64,
+    /// The addresses of each name, as they were found last.
+    names: Mutex<HashMap<Arc<str>, Vec<SocketAddr>>>,
+    found: Notify,
+    breaker: Breaker,
+    retries: Mutex<RetryBudget>,
+    /// Held while it is decided whether one more may be out.
+    ejecting: Mutex<()>,
+    /// When a worker last told of an answer, in nanoseconds.
+    answered: AtomicU64,
+    /// Whether any endpoint ever passed a check: one that nobody passes is itself wrong.
+    is_check_believed: AtomicBool,
+}
+
+impl Endpoints {
+    /// Reads what is needed to speak TLS, where TLS is to be spoken.
+    ///
+    /// # Errors
+    ///
+    /// What [`Self::open`] would say.
+    pub fn try_tls(spec: &UpstreamSpec) -> Result<(), TlsError> {
+        spec.tls.as_ref().map(TlsClient::new).transpose().map(drop)
+    }
+
+    /// Begins with the endpoints whose address is known. What `before` knows of an endpoint that is
+    /// still the same stays known.
+    ///
+    /// # Errors
+    ///
+    /// The authorities that are to be believed cannot be read.
+    pub fn open(
+        spec: UpstreamSpec,
+        before: Option<&Self>,
+        metrics: &Metrics,
+        clock: Clock,
+    ) -> Result<Arc<Self>, TlsError> {
+        let tls = spec.tls.as_ref().map(TlsClient::new).transpose()?;
+        let series = Series::new(metrics, &spec.name);
+        series.breaker_open.set(0);
+        let known = before.map(|before| before.names.lock().clone());
+        let is_check_believed = before.is_some_and(|before| {
+            before.spec.health == spec.health && before.is_check_believed.load(Ordering::Relaxed)
+        });
+        let endpoints = Self {
+            spec,
+            clock,
+            tls,
+            series,
+            list: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            names: Mutex::new(known.unwrap_or_default()),
+            found: Notify::new(),
+            breaker: Breaker::default(),
+            retries: Mutex::default(),
+            ejecting: Mutex::default(),
+            answered: AtomicU64::new(0),
+            is_check_believed: AtomicBool::new(is_check_believed),
+        };
+        let known = before.map(Self::list).unwrap_or_default();
+        endpoints.renew(&known, Instant::ZERO);
+        Ok(Arc::new(endpoints))
+    }
+
+    /// Returns the endpoints.
+    pub(crate) fn list(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.list.load_full()
+    }
+
+    /// Returns a number that rises when the endpoints change.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Returns the endpoints that are names, not addresses.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        let all = self.spec.endpoints.iter().map(|place| &place.address);
+        all.filter(|address| address.parse::<SocketAddr>().is_err())
+    }
+
+    /// Takes the addresses that a name has now. None keeps those it had: a name server that knows
+    /// nothing for a moment must not take everything away.
+    pub(crate) fn resolved(&self, name: &Arc<str>, mut addresses: Vec<SocketAddr>, now: Instant) {
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses.len() > ADDRESSES_MAX {
+            tracing::warn!(
+                upstream = %self.spec.name, %name, found = addresses.len(),
+                "the name has more than {ADDRESSES_MAX} addresses; the rest is not used"
+            );
+            addresses.truncate(ADDRESSES_MAX);
+        }
+        let before = {
+            let mut names = self.names.lock();
+            if addresses.is_empty() || names.get(name) == Some(&addresses) {
+                return;
+            }
+            tracing::info!(upstream = %self.spec.name, %name, ?addresses, "the name was resolved");
+            names.insert(Arc::clone(name), addresses)
+        };
+        // Those that were found first are not new: there was nobody else before.
+        let since = if before.is_some() { now } else { Instant::ZERO };
+        self.renew(&self.list(), since);
+        self.found.notify_waiters();
+    }
+
+    /// Makes the list anew; who was there stays the same, who is new came at `since`.
+    fn renew(&self, known: &[Arc<Endpoint>], since: Instant) {
+        let names = self.names.lock();
+        let mut list = Vec::new();
+        for place in &self.spec.endpoints {
+            let own = place.address.parse().ok().map(|address| vec![address]);
+            let addresses = own.as_ref().or_else(|| names.get(&place.address));
+            for address in addresses.into_iter().flatten() {
+                let same = known
+                    .iter()
+                    .find(|one| one.address == *address && one.name == place.address);
+                list.push(match same {
+                    Some(same) if same.weight == place.weight => Arc::clone(same),
+                    Some(same) => Arc::new(same.weighing(place.weight)),
+                    None => {
+                        let name = Arc::clone(&place.address);
+                        Arc::new(Endpoint::new(name, *address, place.weight, since))
+                    }
+                });
+            }
+        }
+        self.list.store(Arc::new(list));
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(names);
+        self.measure(self.clock.now());
+    }
+
+    /// Waits until there is an endpoint, as it is at the start when all are names.
+    pub(crate) async fn wait_for_any(&self) {
+        loop {
+            let mut found = std::pin::pin!(self.found.notified());
+            found.as_mut().enable();
+            if !self.list.load().is_empty() {
+                return;
+            }
+            found.await;
+        }
+    }
+
+    /// Asks whether a connection may be made.
+    pub(crate) fn permit(&self) -> Permit {
+        self.breaker.permit(|| self.clock.now())
+    }
+
+    /// Notes that an attempt ended without telling anything.
+    pub(crate) fn give_permit_back(&self) {
+        self.breaker.give_back(self.clock.now());
+    }
+
+    /// Notes that an attempt to find out failed at every endpoint it tried.
+    pub(crate) fn still_unreachable(&self, random: u64) {
+        self.breaker.open(random, self.clock.now());
+    }
+
+    /// Notes that a connection was made.
+    pub(crate) fn connected(&self, endpoint: &Endpoint) {
+        if endpoint.view().is_troubled {
+            endpoint.change(self.clock.now(), Health::connected);
+        }
+        if self.breaker.close() {
+            tracing::info!(upstream = %self.spec.name, "the upstream can be reached again");
+            self.series.breaker_open.set(0);
+        }
+    }
+
+    /// Notes that a connection could not be made. `is_certain`: nobody is there, or not the right
+    /// one; otherwise it may be that the network or the endpoint was busy.
+    pub(crate) fn connect_failed(&self, endpoint: &Endpoint, is_certain: bool, random: u64) {
+        let now = self.clock.now();
+        endpoint.change(now, |health| health.connect_failed(now));
+        self.consider(endpoint, now);
+        let failures = |one: &Endpoint| one.look(Health::connect_failures_in_a_row);
+        if failures(endpoint) < CONNECT_FAILURES_MIN || self.breaker.is_open() {
+            return;
+        }
+        let list = self.list.load();
+        let mut asked = list.iter().filter(|one| !one.view().fails_checks);
+        let all_fail = asked.all(|one| failures(one) >= CONNECT_FAILURES_MIN);
+        let answered = Instant::from_nanos(self.answered.load(Ordering::Relaxed));
+        if all_fail
+            && (is_certain || now.since(answered) > ANSWERED_LATELY)
+            && self.breaker.open(random, now)
+        {
+            self.series.breaker_open.set(1);
+            tracing::error!(
+                upstream = %self.spec.name,
+                "no endpoint can be reached; requests are answered 503 until one can, which is tried once a second"
+            );
+        }
+    }
+
+    /// Notes that an endpoint gave no answer to a request.
+    pub(crate) fn failed(&self, endpoint: &Endpoint) {
+        let now = self.clock.now();
+        endpoint.change(now, |health| health.failed(now));
+        self.consider(endpoint, now);
+    }
+
+    /// Notes an answer from an endpoint that is troubled. For a probe it must be a good one.
+    pub(crate) fn answered(&self, endpoint: &Endpoint, is_good: bool) {
+        let now = self.clock.now();
+        let is_back = endpoint.change(now, |health| {
+            if health.standing() == Standing::Probing && !is_good {
+                health.failed(now);
+                return false;
+            }
+            health.answered(now)
+        });
+        if is_back {
+            self.tell(
+                endpoint,
+                "an endpoint answers again; its share grows slowly",
+            );
+            self.measure(now);
+        }
+    }
+
+    /// Takes an endpoint out that failed too often in a row.
+    fn consider(&self, endpoint: &Endpoint, now: Instant) {
+        let failures = endpoint.look(Health::failures_in_a_row);
+        let Some(rules) = self.spec.ejection else {
+            return;
+        };
+        if failures >= rules.consecutive_failures {
+            self.eject(endpoint, EjectionReason::ConsecutiveFailures, now);
+        }
+    }
+
+    /// Takes an endpoint out unless it is out or too many are. Returns whether it did.
+    pub(crate) fn eject(&self, endpoint: &Endpoint, reason: EjectionReason, now: Instant) -> bool {
+        let Some(rules) = self.spec.ejection else {
+            return false;
+        };
+        let _one_at_a_time = self.ejecting.lock();
+        let list = self.list.load();
+        let out = list
+            .iter()
+            .filter(|one| one.view().standing.is_out())
+            .count();
+        if endpoint.view().standing.is_out() || out >= most_out(rules, list.len()) {
+            return false;
+        }
+        endpoint.change(now, |health| health.eject(now));
+        self.series.ejected(reason);
+        self.tell(endpoint, "an endpoint is left out, for it fails requests");
+        self.measure(now);
+        true
+    }
+
+    /// Notes a health check.
+    pub(crate) fn checked(&self, endpoint: &Endpoint, fault: Option<&str>, now: Instant) {
+        let passed = fault.is_none();
+        if passed {
+            self.is_check_believed.store(true, Ordering::Relaxed);
+        }
+        let believed = self.is_check_believed.load(Ordering::Relaxed);
+        let changed = endpoint.change(now, |health| health.checked(passed, believed, now));
+        if !changed {
+            return;
+        }
+        match fault {
+            None => self.tell(endpoint, "an endpoint passes its health check again"),
+            Some(fault) => {
+                self.series.ejected(EjectionReason::HealthCheck);
+                tracing::warn!(
+                    upstream = %self.spec.name, endpoint = %endpoint.address, fault,
+                    "an endpoint fails its health check and is left out"
+                );
+            }
+        }
+        self.measure(now);
+    }
+
+    /// Takes what a worker has counted: requests that were sent, and whether answers came.
+    pub(crate) fn count(&self, sent: u64, answers: bool) {
+        let now = self.clock.now();
+        if sent > 0 {
+            self.retries.lock().sent(sent, now);
+        }
+        if answers {
+            self.answered.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// Spends one retry of a request that may have been worked on. False: there is none left.
+    pub(crate) fn spend_retry(&self) -> bool {
+        let may = self.retries.lock().spend(self.clock.now());
+        if !may {
+            self.series.retries_denied.inc();
+        }
+        may
+    }
+
+    /// Brings the series up to date.
+    pub(crate) fn measure(&self, now: Instant) {
+        self.series.endpoints(&self.list.load(), now);
+    }
+
+    fn tell(&self, endpoint: &Endpoint, what: &str) {
+        tracing::info!(
+            upstream = %self.spec.name, endpoint = %endpoint.address, name = %endpoint.name, "{what}"
+        );
+    }
+}
+
+/// Returns how many of so many may be out: the share that the settings allow, at least one where
+/// there are several, and never all.
+fn most_out(rules: Ejection, endpoints: usize) -> usize {
+    let share = (endpoints as f64 * rules.max_ejected) as usize;
+    share.max(1).min(endpoints.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spec(endpoints: &str, more: &str) -> UpstreamSpec {
+        let text = format!(
+            "services: [{{ name: a, match: [{{ path: / }}], upstream: a }}]
+upstreams: [{{ name: a, endpoints: {endpoints} {more} }}]"
+        );
+        let settings = crate::settings::Settings::parse("tidegate.yaml", &text);
+        let settings = settings.unwrap_or_else(|problems| panic!("{problems}"));
+        settings.upstreams[0].clone()
+    }
+
+    fn open(spec: UpstreamSpec, before: Option<&Endpoints>) -> Arc<Endpoints> {
+        Endpoints::open(spec, before, &Metrics::new(), Clock::start()).unwrap()
+    }
+
+    /// So many endpoints with settings.
+    fn many(count: usize, more: &str) -> Arc<Endpoints> {
+        let list: Vec<String> = (1..=count).map(|n| format!("10.0.0.{n}:80")).collect();
+        open(spec(&format!("{list:?}"), more), None)
+    }
+
+    fn out(endpoints: &Endpoints) -> usize {
+        let list = endpoints.list();
+        list.iter()
+            .filter(|one| one.view().standing.is_out())
+            .count()
+    }
+
+    #[test]
+    fn five_failures_in_a_row_take_an_endpoint_out_and_an_answer_between_forgives() {
+        let endpoints = many(2, "");
+        let list = endpoints.list();
+        for failure in 1..20 {
+            endpoints.failed(&list[0]);
+            assert_eq!(out(&endpoints), 0, "{failure}");
+            if failure % 4 == 0 {
+                endpoints.answered(&list[0], true);
+            }
+        }
+        endpoints.failed(&list[0]);
+        endpoints.failed(&list[0]);
+        assert_eq!(out(&endpoints), 1);
+        assert_eq!(endpoints.series.ejections_for_tests(), [1, 0, 0]);
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_badly_puts_an_endpoint_out_again() {
+        let endpoints = many(2, "");
+        let list = endpoints.list();
+        let now = endpoints.clock.now();
+        list[0].change(now - Duration::from_secs(5), |health| {
+            health.eject(now - Duration::from_secs(5));
+        });
+        assert!(list[0].change(now, |health| health.claim_probe(now)));
+        endpoints.answered(&list[0], false);
+        assert_eq!(out(&endpoints), 1);
+        let later = now + Duration::from_mins(2);
+        assert!(list[0].change(later, |health| health.claim_probe(later)));
+        endpoints.answered(&list[0], true);
+        assert_eq!(out(&endpoints), 0);
+    }
+
+    #[test]
+    fn the_share_that_may_be_out_is_kept() {
+        for (count, share, most) in [
+            (1, "100%", 0),
+            (2, "1%", 1),
+            (2, "50%", 1),
+            (3, "50%", 1),
+            (3, "100%", 2),
+            (10, "50%", 5),
+            (10, "25%", 2),
+        ] {
+            let endpoints = many(count, &format!(", ejection: {{ max_ejected: {share} }}"));
+            for one in endpoints.list().iter() {
+                for _ in 0..10 {
+                    endpoints.failed(one);
+                }
+            }
+            assert_eq!(out(&endpoints), most, "{count} endpoints, {share}");
+        }
+        let endpoints = many(4, ", ejection: off");
+        for one in endpoints.list().iter().cycle().take(100) {
+            endpoints.failed(one);
+        }
+        assert_eq!(out(&endpoints), 0);
+    }
+
+    #[test]
+    fn nobody_connects_any_more_only_when_every_endpoint_failed_three_times() {
+        let endpoints = many(3, "");
+        let list = endpoints.list();
+        for one in list.iter().take(2).cycle().take(100) {
+            endpoints.connect_failed(one, true, 1);
+        }
+        assert_eq!(endpoints.permit(), Permit::Given, "the third is well");
+        endpoints.connect_failed(&list[2], true, 1);
+        endpoints.connect_failed(&list[2], true, 1);
+        assert_eq!(endpoints.permit(), Permit::Given);
+        endpoints.connect_failed(&list[2], true, 1);
+        assert_eq!(endpoints.permit(), Permit::Refused);
+        endpoints.connected(&list[1]);
+        assert_eq!(endpoints.permit(), Permit::Given);
+    }
+
+    #[test]
+    fn connections_that_take_too_long_mean_nothing_while_answers_come() {
+        let endpoints = many(1, "");
+        let list = endpoints.list();
+        endpoints.count(0, true);
+        for _ in 0..9 {
+            endpoints.connect_failed(&list[0], false, 1);
+        }
+        assert_eq!(endpoints.permit(), Permit::Given);
+        endpoints.connect_failed(&list[0], true, 1);
+        assert_eq!(endpoints.permit(), Permit::Refused, "nobody is there");
+        let silent = many(1, "");
+        for _ in 0..3 {
+            silent.connect_failed(&silent.list()[0], false, 1);
+        }
+        assert_eq!(silent.permit(), Permit::Refused);
+    }
+
+    #[test]
+    fn an_endpoint_that_fails_its_checks_does_not_count_among_those_that_may_be_reached() {
+        let endpoints = many(2, ", health: { path: / }");
+        let list = endpoints.list();
+        let now = endpoints.clock.now();
+        endpoints.checked(&list[1], None, now);
+        for _ in 0..2 {
+            endpoints.checked(&list[0], Some("sick"), now);
+        }
+        assert!(list[0].view().fails_checks);
+        for _ in 0..3 {
+            endpoints.connect_failed(&list[1], true, 1);
+        }
+        assert_eq!(endpoints.permit(), Permit::Refused);
+    }
+
+    #[test]
+    fn a_check_that_nobody_ever_passed_takes_nobody_out() {
+        let endpoints = many(2, ", health: { path: /wrong }");
+        let now = endpoints.clock.now();
+        let fail = || {
+            for one in endpoints.list().iter().cycle().take(10) {
+                endpoints.checked(one, Some("the answer was 404 Not Found"), now);
+            }
+            let list = endpoints.list();
+            list.iter().filter(|one| one.view().fails_checks).count()
+        };
+        assert_eq!(fail(), 0);
+        endpoints.checked(&endpoints.list()[0], None, now);
+        assert_eq!(fail(), 2, "now it is known that it can be passed");
+    }
+
+    #[test]
+    fn a_name_is_as_many_endpoints_as_it_has_addresses_and_keeps_the_last_that_were_found() {
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+        let endpoints = open(spec("[\"chat:80\", \"10.0.0.9:80\"]", ""), None);
+        let (name, now) = ("chat:80".into(), endpoints.clock.now());
+        let addresses =
+            || -> Vec<SocketAddr> { endpoints.list().iter().map(|one| one.address).collect() };
+        assert_eq!(addresses(), [address(9)]);
+        endpoints.resolved(&name, vec![address(2), address(1), address(2)], now);
+        assert_eq!(addresses(), [1, 2, 9].map(address));
+        let first = Arc::clone(&endpoints.list()[0]);
+        assert!(first.is_settled(), "nobody was there before");
+        endpoints.failed(&first);
+        endpoints.resolved(&name, vec![address(3), address(1)], now);
+        assert_eq!(addresses(), [1, 3, 9].map(address));
+        let list = endpoints.list();
+        assert!(Arc::ptr_eq(&list[0], &first), "who stays is known");
+        assert!(!list[1].is_settled(), "who is new begins slowly");
+        let generation = endpoints.generation();
+        endpoints.resolved(&name, Vec::new(), now);
+        endpoints.resolved(&name, vec![address(1), address(3)], now);
+        assert_eq!(
+            (addresses(), endpoints.generation()),
+            ([1, 3, 9].map(address).to_vec(), generation)
+        );
+        let crowd = (1..=200).map(address).collect();
+        endpoints.resolved(&name, crowd, now);
+        assert_eq!(addresses().len(), ADDRESSES_MAX + 1);
+    }
+
+    #[test]
+    fn what_is_known_of_an_endpoint_survives_new_settings() {
+        let before = open(
+            spec("[\"10.0.0.1:80\", \"chat:80\", \"10.0.0.2:80\"]", ""),
+            None,
+        );
+        let now = before.clock.now();
+        before.resolved(
+            &"chat:80".into(),
+            vec![SocketAddr::from(([10, 0, 0, 9], 80))],
+            now,
+        );
+        for _ in 0..5 {
+            before.failed(&before.list()[0]);
+        }
+        assert_eq!(out(&before), 1);
+        let text = "[\"chat:80\", { address: \"10.0.0.1:80\", weight: 7 }]";
+        let after = open(spec(text, ", response_timeout: 3s"), Some(&before));
+        let list = after.list();
+        assert_eq!(list.len(), 2, "names need not be looked up again");
+        assert!(Arc::ptr_eq(&list[0], &before.list()[1]));
+        assert_eq!(
+            (list[1].weight, out(&after)),
+            (7, 1),
+            "and who is out stays out"
+        );
+    }
+
+    #[test]
+    fn without_a_usable_authority_nobody_is_believed() {
+        let folder = std::env::temp_dir().join(format!("tidegate-ca-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("ca.pem");
+        let ca = format!(", tls: {{ ca: {} }}", path.display());
+        let open = || {
+            let spec = spec("[\"10.0.0.1:443\"]", &ca);
+            Endpoints::open(spec, None, &Metrics::new(), Clock::start()).unwrap_err()
+        };
+        assert!(matches!(open(), TlsError::Unreadable { .. }));
+        std::fs::write(&path, "nothing of use").unwrap();
+        assert!(matches!(open(), TlsError::Nobody { .. }));
+        let text = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        std::fs::write(&path, text).unwrap();
+        assert!(matches!(open(), TlsError::Unusable { .. }));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    proptest! {
+        /// Whatever happens, never more are out than may be, and one is always in.
+        #[test]
+        fn never_more_are_out_than_may_be(
+            count in 1_usize..8,
+            share in 1_u32..=100,
+            steps in proptest::collection::vec((0_usize..8, 0_u8..5), 1..300),
+        ) {
+            let more = format!(", ejection: {{ consecutive_failures: 2, max_ejected: {share}% }}");
+            let endpoints = many(count, &more);
+            let list = endpoints.list();
+            let mut now = endpoints.clock.now();
+            for (place, what) in steps {
+                let one = &list[place % count];
+                match what {
+                    0 | 1 => endpoints.failed(one),
+                    2 => endpoints.connect_failed(one, true, 7),
+                    3 => endpoints.answered(one, true),
+                    _ => {
+                        now = now + Duration::from_secs(7);
+                        one.change(now, |health| health.claim_probe(now));
+                    }
+                }
+                let may = (count as f64 * f64::from(share) / 100.0) as usize;
+                prop_assert!(out(&endpoints) <= may.max(1));
+                prop_assert!(out(&endpoints) < count);
+            }
+        }
+    }
+}
