@@ -5,7 +5,8 @@
 //!
 //! 1. `window` takes what the workers counted ([`crate::traffic`]);
 //! 2. `measures` carries the rules in force from throttle to block to release (`act`), and judges their
-//!    sources again; `past` wakes those whose source is back;
+//!    sources again; `promise` narrows or withdraws those that refuse the wrong ones; `past` wakes those
+//!    whose source is back;
 //! 3. `gate` asks whether there is a surge, against what is normal (`reference`, `season`);
 //! 4. if so, `watch` has `blame` say which sources explain it; `rise` tells one surge from the next;
 //! 5. `nature` asks whether each is a loop or a crowd, against what clients usually send (`usual`);

@@ -161,8 +161,7 @@ impl Detector {
             if let Some(measure) = self.measures.get(at) {
                 self.past.withdraw(&measure.source, now);
             }
-            let why =
-                "most of what it refused came from known clients that sent no more than usual";
+            let why = "most of what it refused came from known clients that sent less than twice what is usual";
             self.end(at, Happening::Withdrawn, Some(Arc::from(why)), now);
         }
         changed

@@ -1,5 +1,5 @@
-//! Holds rules to what they promised. What a rule refuses of known clients that send no more than usual is
-//! normal traffic; where that is more than its collateral said, the rule is narrowed to what only the
+//! Holds rules to what they promised. What a rule refuses of known clients that send less than twice what is
+//! usual is normal traffic; where that is more than its collateral said, the rule is narrowed to what only the
 //! others send, or withdrawn.
 
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ impl Opinion {
 struct Sent {
     key: LeafKey,
     requests: f64,
-    /// Whether the client is known and sends no more than usual.
+    /// Whether the client is known and sends less than twice what is usual.
     harmless: bool,
 }
 
@@ -158,17 +158,19 @@ impl Detector {
             let sent = all.get(&client).copied().unwrap_or_default();
             sent <= most && self.familiar.contains(client)
         };
-        let rows = clients.rows.iter();
         let seconds = self.window.seconds_since(from).max(f64::MIN_POSITIVE);
+        let weight = f64::from(clients.shift).exp2() / seconds;
         Sightings {
-            sent: rows
+            sent: clients
+                .rows
+                .into_iter()
                 .map(|row| Sent {
                     key: row.who,
                     requests: f64::from(row.requests),
                     harmless: is_harmless(row.client),
                 })
                 .collect(),
-            weight: f64::from(clients.shift).exp2() / seconds,
+            weight,
             promised: self
                 .reference
                 .upper_bound(measure.collateral * self.reference.level()),
@@ -245,8 +247,8 @@ impl Detector {
         after.observed = after.offered;
         let of_service = self.collateral_of_service(&after.pattern, now);
         let why: Arc<str> = Arc::from(format!(
-            "{hit:.0} of the requests that {} had refused a second came from known clients that sent no \
-             more than usual, where {promised:.0} were promised; this has {:.0} % of what the others send",
+            "{hit:.0} of the requests that {} had refused a second came from known clients that sent less \
+             than twice what is usual, where {promised:.0} were promised; this has {:.0} % of what the others send",
             before.source,
             100.0 * kept,
         ));

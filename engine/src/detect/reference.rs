@@ -48,6 +48,10 @@ const SHARE_MIN: f64 = 1.0 / 20_000.0;
 /// Seconds of traffic after which there is something to compare with.
 const SECONDS_MIN: f64 = 3.0;
 
+/// Seconds until which the level is learnt even if more comes than it says: clients of a process that has
+/// only just begun may take a while to come. An alarm ends that.
+const YOUNG_SECONDS: f64 = 15.0;
+
 /// The reference of normal traffic.
 #[derive(Debug)]
 pub(super) struct Reference {
@@ -114,7 +118,9 @@ impl Reference {
         held: f64,
         now: Instant,
     ) {
-        if seconds <= 0.0 {
+        // A process is there before its clients: of the silence before the first of them nothing is learnt.
+        let begins = self.trained > 0.0 || leaves.clone().next().is_some();
+        if seconds <= 0.0 || !begins {
             return;
         }
         self.growth.count(leaves.clone(), seconds);
@@ -204,6 +210,11 @@ impl Reference {
     /// Returns whether enough was seen to compare with.
     pub(super) fn is_usable(&self) -> bool {
         self.trained >= SECONDS_MIN && self.followed >= SECONDS_MIN
+    }
+
+    /// Returns whether the level is that of so few seconds that it may well be wrong.
+    pub(super) fn is_young(&self) -> bool {
+        self.followed < YOUNG_SECONDS
     }
 
     /// Returns how much normal traffic was learnt.

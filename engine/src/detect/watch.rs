@@ -115,7 +115,7 @@ impl Detector {
         match &self.suspicion {
             _ if shares => false,
             Some(suspicion) => !suspicion.is_frozen(now),
-            None => !self.gate.is_uneasy(),
+            None => !self.gate.is_uneasy() || self.reference.is_young(),
         }
     }
 

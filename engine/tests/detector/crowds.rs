@@ -122,3 +122,37 @@ fn a_crowd_whose_clients_open_with_two_requests_makes_no_rule() {
     world.run(BEGIN + 20.0);
     assert!(world.ruled().is_empty(), "{:?}", world.ruled());
 }
+
+/// A process is there before its clients: what was learnt of the silence, and of the first who came, was half
+/// of what came then, and stayed so, for nothing is learnt of a surge.
+#[test]
+fn traffic_that_begins_after_the_process_is_no_surge() {
+    for (seed, silence, takes, rate) in [
+        (100, 0.5, 0.0, 1.0),
+        (101, 1.0, 0.0, 1.0),
+        (102, 1.5, 0.0, 0.5),
+        (103, 2.2, 0.0, 5.0),
+        (104, 0.0, 2.0, 1.0),
+        (105, 1.0, 2.0, 10.0),
+        (106, 20.0, 2.0, 10.0),
+        (107, 1.0, 3.0, 5.0),
+        (108, 1.0, 3.0, 5.0),
+        (109, 1.0, 3.0, 5.0),
+        (110, 1.0, 3.0, 5.0),
+    ] {
+        let said = (silence, takes, rate);
+        let mut world = World::new(seed);
+        world.background.clear();
+        world.run(1.0 + silence);
+        for _ in 0..4 {
+            let more = background(10, rate, &mut world.random);
+            world.background.extend(more);
+            world.run(world.now + takes / 4.0);
+        }
+        world.run(60.0);
+        assert!(world.events.is_empty(), "{said:?}: {:?}", world.events);
+        let level = world.detector.expected_per_second();
+        let right = (level / (40.0 * rate) - 1.0).abs() < 0.2;
+        assert!(right, "{said:?}: {level}");
+    }
+}
