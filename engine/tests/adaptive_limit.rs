@@ -18,6 +18,8 @@ const CAPACITY: f64 = HANDS as f64 / WORK;
 
 const TICK: f64 = 0.1;
 
+const SEED: u64 = 11;
+
 /// How long one request takes.
 #[derive(Clone, Copy)]
 enum Works {
@@ -30,10 +32,8 @@ enum Works {
 /// What was seen in one tick.
 #[derive(Clone, Copy)]
 struct Tick {
-    at: f64,
     limit: usize,
     usual: f64,
-    in_flight_max: u64,
     refused: u64,
 }
 
@@ -59,7 +59,7 @@ impl World {
         Self {
             limit,
             works,
-            random: Random::from_seed(11),
+            random: Random::from_seed(SEED),
             now: 0.0,
             slower: 1.0,
             frozen: 0.0,
@@ -106,11 +106,6 @@ impl World {
             in_flight_max: self.under_way.len() as u64,
             ..WindowSample::default()
         };
-        let stopped = self
-            .ticks
-            .last()
-            .is_some_and(|tick| tick.at - self.frozen < 0.0);
-        assert!(!stopped, "its own clock begins with ours");
         loop {
             self.now += -(1.0 - self.uniform()).ln() / (load * CAPACITY);
             let now = self.now.min(until);
@@ -134,10 +129,8 @@ impl World {
         let limit = self.limit.tick(&sample, Instant::from_secs_f64(until));
         let usual = self.limit.usual_latency().unwrap_or_default();
         self.ticks.push(Tick {
-            at: until,
             limit,
             usual: usual.as_secs_f64(),
-            in_flight_max: sample.in_flight_max,
             refused: sample.refused,
         });
     }
@@ -169,15 +162,6 @@ fn median_limit(ticks: &[Tick]) -> usize {
     limits.get(limits.len() / 2).copied().unwrap_or(0)
 }
 
-fn trace(name: &str, ticks: &[Tick]) {
-    for tick in ticks.iter().step_by(5) {
-        eprintln!(
-            "{name} {:.1} limit {} usual {:.4} flight {} refused {}",
-            tick.at, tick.limit, tick.usual, tick.in_flight_max, tick.refused
-        );
-    }
-}
-
 #[test]
 fn an_overload_finds_the_number_of_hands_within_a_third() {
     for works in [Works::Always, Works::Exponentially] {
@@ -186,8 +170,6 @@ fn an_overload_finds_the_number_of_hands_within_a_third() {
             assert_eq!(refused(world.play(0.6, 30.0)), 0);
             let all = world.play(load, 60.0);
             let found = median_limit(&all[200..]);
-            eprintln!("load {load} max {max}: {found}");
-            trace("knee", &all[..60]);
             assert!((35..=65).contains(&found), "{found} at {load}, {max}");
             let worst = all[200..].iter().map(|tick| tick.limit).max();
             assert!(worst < Some(80), "{worst:?}");
@@ -203,9 +185,10 @@ fn answers_that_merely_vary_lower_nothing_that_calm_needs() {
             let mut world = World::new(AdaptiveLimit::new(5, max), works);
             let ticks = world.play(0.6, 300.0);
             let least = ticks.iter().map(|tick| tick.limit).min();
-            eprintln!("max {max}: least {least:?}, refused {}", refused(ticks));
             assert!(least >= Some(45), "{least:?} of {max}");
-            assert_eq!(refused(ticks), 0);
+            // A limit that never moves refuses what comes at once by chance; this one no more.
+            let mut still = World::new(AdaptiveLimit::new(max, max), works);
+            assert!(refused(ticks) <= refused(still.play(0.6, 300.0)));
         }
     }
 }
@@ -221,10 +204,6 @@ fn ten_overloads_leave_the_usual_latency_as_it_was_and_nobody_is_refused_afterwa
         assert!((during - 1.0).abs() < 0.1, "round {round}: {during}");
         world.play(0.6, 5.0);
         let after = world.play(0.6, 25.0);
-        eprintln!(
-            "round {round}: usual {during:.3}, refused after {}",
-            refused(after)
-        );
         assert_eq!(refused(after), 0, "round {round}");
     }
     let after = world.usual() / before;
@@ -243,14 +222,10 @@ fn an_upstream_that_is_slower_for_good_is_accepted_within_a_minute() {
         }
         let before = world.usual();
         world.slower = 2.0;
-        let during = world.play(0.4, 60.0).to_vec();
-        trace("slower", &during);
+        let turned_away = refused(world.play(0.4, 60.0)) as f64;
+        let most = if overloaded { 0.08 } else { 0.0 };
+        assert!(turned_away <= most * 0.4 * CAPACITY * 60.0, "{turned_away}");
         let after = world.play(0.4, 30.0);
-        eprintln!(
-            "refused in the first minute {}, then {}",
-            refused(&during),
-            refused(after)
-        );
         assert_eq!(refused(after), 0);
         let limit = after.iter().map(|tick| tick.limit).min();
         assert!(limit >= Some(60), "{limit:?}");
@@ -265,7 +240,86 @@ fn an_upstream_that_was_frozen_finds_the_limit_as_it_left_it() {
     let before = world.usual();
     world.freeze(0.6, 20.0);
     let after = world.play(0.6, 30.0);
-    trace("frozen", after);
     assert_eq!(refused(&after[20..]), 0);
     assert!((world.usual() / before - 1.0).abs() < 0.1);
+}
+
+#[test]
+fn an_upstream_that_loses_half_its_hands_gets_half_as_much() {
+    let mut world = World::new(AdaptiveLimit::new(5, 200), Works::Exponentially);
+    world.play(0.8, 30.0);
+    for _ in 0..HANDS / 2 {
+        world.hands.pop();
+    }
+    let found = median_limit(&world.play(0.8, 120.0)[600..]);
+    assert!((18..=33).contains(&found), "{found}");
+}
+
+/// Where everything is overloaded from the first moment, nothing is known; the limit is what was
+/// configured, and right once there was calm.
+#[test]
+fn a_start_in_an_overload_lowers_nothing_and_learns_nothing() {
+    let mut world = World::new(AdaptiveLimit::new(5, 100), Works::Exponentially);
+    let ticks = world.play(5.0, 30.0);
+    assert!(ticks.iter().all(|tick| tick.limit == 100));
+    world.play(0.6, 60.0);
+    assert!(
+        (world.usual() / WORK - 1.0).abs() < 0.1,
+        "{}",
+        world.usual()
+    );
+    let found = median_limit(&world.play(5.0, 60.0)[200..]);
+    assert!((35..=65).contains(&found), "{found}");
+}
+
+/// 250 answers of 20 ms in each tick, or failures in their place.
+fn told(failed: u64, in_flight_max: u64) -> WindowSample {
+    WindowSample {
+        count: 250 - failed,
+        latency_sum: Duration::from_millis(20) * (250 - failed) as u32,
+        in_flight_max,
+        failed,
+        refused: 0,
+    }
+}
+
+fn after(limit: &mut AdaptiveLimit, from: u64, ticks: u64, sample: &WindowSample) -> usize {
+    let tick = |at: u64| Instant::from_nanos(at * 100_000_000);
+    (from..from + ticks).fold(limit.limit(), |_, at| limit.tick(sample, tick(at)))
+}
+
+#[test]
+fn failures_lower_a_limit_that_is_used_and_no_other() {
+    let mut limit = AdaptiveLimit::new(5, 100);
+    assert_eq!(after(&mut limit, 1, 100, &told(0, 60)), 100);
+    let mut unused = limit.clone();
+    assert_eq!(after(&mut unused, 101, 100, &told(100, 40)), 100);
+    assert!(after(&mut limit, 101, 100, &told(100, 90)) < 60);
+    let back = after(&mut limit, 201, 100, &told(0, 60));
+    assert_eq!(back, 100, "it comes back when they cease");
+}
+
+/// Whatever all fail of, their latencies are of no answer, and nothing is learnt from them.
+#[test]
+fn an_upstream_that_only_fails_leaves_limit_and_usual_latency_alone() {
+    let mut limit = AdaptiveLimit::new(5, 100);
+    after(&mut limit, 1, 100, &told(0, 60));
+    let usual = limit.usual_latency();
+    assert_eq!(after(&mut limit, 101, 600, &told(250, 100)), 100);
+    assert_eq!(limit.usual_latency(), usual);
+}
+
+#[test]
+fn new_bounds_hold_at_once_and_what_was_learnt_stays() {
+    let mut limit = AdaptiveLimit::new(5, 100);
+    after(&mut limit, 1, 100, &told(0, 60));
+    let usual = limit.usual_latency();
+    limit.set_bounds(10, 300);
+    assert_eq!(limit.limit(), 300, "it was open and stays so");
+    limit.set_bounds(10, 20);
+    assert_eq!(limit.limit(), 20);
+    assert_eq!(limit.usual_latency(), usual);
+    assert!(usual.is_some());
+    assert_eq!(AdaptiveLimit::new(50, 10).limit(), 10);
+    assert_eq!(AdaptiveLimit::new(0, 0).limit(), 1);
 }

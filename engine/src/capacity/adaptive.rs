@@ -42,8 +42,8 @@ const SPREADS: f64 = 2.0;
 const SPREAD_MAX: f64 = 0.4;
 const SPREAD_S: f64 = 60.0;
 
-/// Time constants of the usual latency, in seconds: down to quicker answers and, in calm, up to slower
-/// ones; up where the limit was lowered in vain; and how long it must have been either before it goes up.
+/// Time constants of the usual latency, in seconds: of calm windows and of those that are much quicker,
+/// and where the limit was lowered in vain; and how long it must have been calm, or in vain.
 const USUAL_S: f64 = 15.0;
 const IN_VAIN_S: f64 = 5.0;
 const CALM: Duration = Duration::from_secs(5);
@@ -126,11 +126,21 @@ pub struct AdaptiveLimit {
 /// What is remembered of answers being slow, until they are quick again.
 #[derive(Clone, Copy, Debug)]
 struct Overload {
+    /// The limit before it was lowered; it is given back if that was in vain.
+    limit: f64,
     /// The most that were under way in the mean, and the latency then.
     in_flight: f64,
     latency: f64,
     /// Since when lowering the limit has been seen not to help.
     in_vain_since: Option<Instant>,
+}
+
+impl Overload {
+    /// Returns whether lowering the limit has not helped for long enough to believe it.
+    fn was_in_vain(&self, now: Instant) -> bool {
+        self.in_vain_since
+            .is_some_and(|since| now.since(since) >= CALM)
+    }
 }
 
 /// One window that is over.
@@ -285,14 +295,15 @@ impl AdaptiveLimit {
         if !is_calm {
             self.calm_since = None;
         }
-        let in_vain = self.overload.and_then(|overload| overload.in_vain_since);
         // One window counts as twice the usual at most.
         let more = latency.min(2.0 * self.usual) - self.usual;
-        if more < 0.0 && !reading.failing {
+        let is_much_less = latency * self.tolerance() < self.usual && !reading.failing;
+        if is_much_less || is_calm && now.since(calm_since) >= CALM {
             self.usual += toward(took, USUAL_S) * more;
-        } else if is_calm && now.since(calm_since) >= CALM {
-            self.usual += toward(took, USUAL_S) * more;
-        } else if in_vain.is_some_and(|since| now.since(since) >= CALM) {
+        } else if self
+            .overload
+            .is_some_and(|overload| overload.was_in_vain(now))
+        {
             self.usual += toward(took, IN_VAIN_S) * more;
         }
     }
@@ -309,7 +320,12 @@ impl AdaptiveLimit {
         }
         let is_used = reading.in_flight > self.limit / 2.0;
         if self.is_easy(reading) {
-            (self.overload, self.slow_windows) = (None, 0);
+            self.slow_windows = 0;
+            if let Some(overload) = self.overload.take()
+                && overload.was_in_vain(now)
+            {
+                self.limit = self.limit.max(overload.limit.min(self.max));
+            }
             if !reading.reached {
                 let more = reading.in_flight_mean - self.need;
                 let constant = if more > 0.0 { NEED_UP_S } else { NEED_DOWN_S };
@@ -326,12 +342,6 @@ impl AdaptiveLimit {
             return;
         }
         self.slow_windows += 1;
-        if std::env::var_os("TRACE").is_some() {
-            eprintln!(
-                "slow {reading:?} usual {} spread {} need {} limit {} ov {:?}",
-                self.usual, self.spread, self.need, self.limit, self.overload
-            );
-        }
         if self.slow_windows < SLOW_WINDOWS_MIN {
             return;
         }
@@ -356,24 +366,24 @@ impl AdaptiveLimit {
     }
 
     /// Returns whether fewer are under way and answers became hardly quicker: by less than
-    /// a third of what they would in an overload, where latency goes with the number.
+    /// half of what they would in an overload, where latency goes with the number.
     ///
     /// The number is the mean by Little's law, which is of the same requests as the latency, however
     /// late they are.
     fn is_in_vain(&mut self, reading: &Reading, now: Instant) -> bool {
         let (in_flight, latency) = (reading.in_flight_mean, reading.latency);
-        let fresh = Overload {
+        let overload = self.overload.get_or_insert(Overload {
+            limit: self.limit,
             in_flight,
             latency,
             in_vain_since: None,
-        };
-        let overload = self.overload.get_or_insert(fresh);
+        });
         if in_flight >= overload.in_flight {
-            *overload = fresh;
+            (overload.in_flight, overload.latency) = (in_flight, latency);
         }
         let fewer = overload.in_flight / in_flight.max(1e-9);
         let quicker = overload.latency / latency.max(1e-9);
-        let in_vain = fewer >= FEWER_MIN && quicker - 1.0 < (fewer - 1.0) / 3.0 && !reading.failing;
+        let in_vain = fewer >= FEWER_MIN && quicker - 1.0 < (fewer - 1.0) / 2.0 && !reading.failing;
         overload.in_vain_since = if in_vain {
             overload.in_vain_since.or(Some(now))
         } else {
