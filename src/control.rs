@@ -5,6 +5,7 @@
 //! [`crate::request`]: the two meet in the published policy and the traffic counters.
 
 pub mod changes;
+mod limits;
 pub mod operator;
 mod promote;
 mod stress;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
 
 use self::changes::Promotion;
+use self::limits::Limits;
 use self::operator::OperatorRules;
 use self::stress::StressWatch;
 use self::take::Repeats;
@@ -92,6 +94,7 @@ const STREAMS_MAX: usize = 16;
 pub struct Control {
     parts: ControlParts,
     stress: StressWatch,
+    limits: Limits,
     streams: Vec<EventSender>,
     detected_changed: bool,
     detected_kept: Instant,
@@ -122,6 +125,7 @@ impl Control {
         let mut control = Self {
             parts,
             stress: StressWatch::default(),
+            limits: Limits::default(),
             streams: Vec::new(),
             detected_changed: false,
             detected_kept: began,
@@ -152,6 +156,7 @@ impl Control {
         self.parts.publisher.let_go();
         self.parts.setup.recent.gather(began);
         self.watch_memory();
+        self.limits.tick(&self.parts.setup, began);
         let stress = self.stress.tick(&self.parts.setup.services);
         let traffic = &self.parts.setup.traffic;
         let tick = self.parts.detector.tick(traffic, &stress, began);

@@ -9,7 +9,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tidegate_engine::capacity::PriorityPlaces;
 use tidegate_engine::service::Priority;
 
 use crate::service::Lane;
@@ -116,6 +118,8 @@ impl Crowded {
 pub struct Overload {
     inflight: AtomicUsize,
     inflight_max: AtomicUsize,
+    /// The places of the process that each priority may fill.
+    places: ArcSwap<PriorityPlaces>,
     pressure: AtomicU8,
     connections: AtomicUsize,
     connections_max: AtomicUsize,
@@ -127,11 +131,13 @@ pub struct Overload {
 }
 
 impl Overload {
-    /// Begins with nothing in flight. `descriptors` are those that the process may open.
-    pub fn new(settings: &settings::Overload, descriptors: usize) -> Arc<Self> {
-        let overload = Self {
+    /// Begins with nothing in flight and room for nothing, until settings say more. `descriptors` are
+    /// those that the process may open.
+    pub fn new(descriptors: usize) -> Arc<Self> {
+        Arc::new(Self {
             inflight: AtomicUsize::new(0),
             inflight_max: AtomicUsize::new(0),
+            places: ArcSwap::from_pointee(PriorityPlaces::of(0, [])),
             pressure: AtomicU8::new(0),
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
@@ -139,13 +145,17 @@ impl Overload {
             addresses: Mutex::default(),
             upstreams: AtomicUsize::new(0),
             descriptors,
-        };
-        overload.change_to(settings);
-        Arc::new(overload)
+        })
     }
 
-    /// Takes other settings over. What is in flight stays.
-    pub fn change_to(&self, settings: &settings::Overload) {
+    /// Takes settings over, and the priorities of all services. What is in flight stays.
+    pub fn change_to(
+        &self,
+        settings: &settings::Overload,
+        priorities: impl IntoIterator<Item = Priority>,
+    ) {
+        let places = PriorityPlaces::of(settings.inflight_max, priorities);
+        self.places.store(Arc::new(places));
         let store = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
         store(&self.inflight_max, settings.inflight_max);
         store(
@@ -187,9 +197,8 @@ impl Overload {
         if is_large || pressure.sheds(priority) {
             return Err(Scarce::Memory);
         }
-        let max = self.inflight_max.load(Ordering::Relaxed);
         let before = self.inflight.fetch_add(1, Ordering::Relaxed);
-        if before < ceiling(priority, max) {
+        if self.places.load().admits(priority, before) {
             return Ok(());
         }
         self.leave();
@@ -275,18 +284,6 @@ impl Drop for ConnectionPlace {
     }
 }
 
-/// Returns how many requests may be in flight before those of this priority are shed. The steps leave
-/// each class a tenth that the classes below cannot take.
-fn ceiling(priority: Priority, max: usize) -> usize {
-    let tenths = match priority {
-        Priority::Low => 7,
-        Priority::Normal => 8,
-        Priority::High => 9,
-        Priority::Critical => 10,
-    };
-    (max * tenths).div_ceil(10)
-}
-
 /// Returns how many of so many descriptors clients may have. A third of the rest is for upstreams: most
 /// client connections are idle at any time.
 fn for_clients(descriptors: usize) -> usize {
@@ -317,8 +314,17 @@ fn who_counts(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    const ALL: [Priority; 4] = [
+        Priority::Low,
+        Priority::Normal,
+        Priority::High,
+        Priority::Critical,
+    ];
+
     fn overload(settings: settings::Overload) -> Arc<Overload> {
-        Overload::new(&settings, 100_000)
+        let overload = Overload::new(100_000);
+        overload.change_to(&settings, ALL);
+        overload
     }
 
     #[test]
@@ -328,13 +334,7 @@ mod tests {
             ..settings::Overload::default()
         });
         let mut in_flight = 0;
-        let order = [
-            Priority::Low,
-            Priority::Normal,
-            Priority::High,
-            Priority::Critical,
-        ];
-        for (priority, most) in order.into_iter().zip([7, 8, 9, 10]) {
+        for (priority, most) in ALL.into_iter().zip([7, 8, 9, 10]) {
             while overload.enter(priority, Lane::Normal).is_ok() {
                 in_flight += 1;
             }

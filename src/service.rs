@@ -15,7 +15,7 @@ use crate::settings;
 use self::places::Places;
 pub(crate) use self::places::{Claim, Waiting};
 pub use self::vitals::VitalSigns;
-pub(crate) use self::vitals::Vitals;
+pub(crate) use self::vitals::{Ending, Vitals};
 
 /// The most bytes that the requests with large bodies may hold which wait for their lane.
 const LARGE_QUEUE_BYTES: u64 = 16 << 20;
@@ -90,7 +90,11 @@ impl SharedService {
         let [normal, large] = bounds(service);
         self.normal.set_bounds(normal);
         self.large.set_bounds(large);
-        self.set_limit(Lane::Normal, service.concurrency.max, now);
+        // What follows the upstream's latency is put right within a tick.
+        let max = service.concurrency.max;
+        if !service.concurrency.adaptive || self.limit() > max {
+            self.set_limit(Lane::Normal, max, now);
+        }
         self.set_limit(Lane::Large, service.bodies.large_max, now);
     }
 
@@ -137,6 +141,16 @@ impl SharedService {
     /// Returns how many requests may be in it at once.
     pub fn limit(&self) -> usize {
         self.normal.limit()
+    }
+
+    /// Returns how many are, but for those with large bodies.
+    pub fn taken(&self) -> usize {
+        self.normal.taken()
+    }
+
+    /// Changes how many requests may be in it at once.
+    pub fn follow(self: &Arc<Self>, limit: usize, now: Instant) {
+        self.set_limit(Lane::Normal, limit, now);
     }
 
     /// Returns how the upstream did since the start.

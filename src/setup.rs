@@ -180,7 +180,11 @@ impl Ground {
             Some(before) => Arc::clone(&before.no_service),
             None => SharedService::nobodys(&Arc::from(NO_SERVICE), self.workers),
         };
-        self.overload.change_to(&settings.overload);
+        let priorities = settings
+            .services
+            .iter()
+            .map(|service| service.spec.priority);
+        self.overload.change_to(&settings.overload, priorities);
         let key = self.key.clone();
         Setup {
             policy,

@@ -12,7 +12,7 @@ use crate::service::{SharedService, VitalSigns};
 const WINDOW_TICKS: usize = 10;
 /// Fewer answers than this in the window say nothing.
 const ANSWERS_MIN: u64 = 20;
-/// The share of failed answers above which a service suffers.
+/// The share of failed answers, and of requests that got no place, above which a service suffers.
 const FAILED_RATIO_MAX: f64 = 0.05;
 /// How many times slower than usual a suffering service is.
 const SLOWDOWN: f64 = 3.0;
@@ -80,11 +80,13 @@ impl ServiceWatch {
             return false;
         };
         let finished = signs.finished - before.finished;
-        if finished < ANSWERS_MIN {
+        let shed = signs.shed - before.shed;
+        if finished + shed < ANSWERS_MIN {
             return false;
         }
-        let failed_ratio = (signs.failed - before.failed) as f64 / finished as f64;
-        let mean_us = (signs.duration_us - before.duration_us) as f64 / finished as f64;
+        let failed = signs.failed - before.failed + shed;
+        let failed_ratio = failed as f64 / (finished + shed) as f64;
+        let mean_us = (signs.duration_us - before.duration_us) as f64 / finished.max(1) as f64;
         let usual_us = *self.usual_us.get_or_insert(mean_us);
         let is_slow = mean_us > DURATION_FLOOR_US && mean_us > SLOWDOWN * usual_us;
         let suffers = failed_ratio > FAILED_RATIO_MAX || is_slow;
@@ -139,12 +141,21 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_is_full_suffers() {
+        let mut watch = ServiceWatch::default();
+        let mut total = VitalSigns::default();
+        assert!(!run(&mut watch, &mut total, 20, 0, 20_000));
+        total.shed += 200;
+        assert!(watch.tick(total));
+    }
+
+    #[test]
     fn a_few_answers_say_nothing() {
         let mut watch = ServiceWatch::default();
         let one = VitalSigns {
             finished: 5,
             failed: 5,
-            duration_us: 0,
+            ..VitalSigns::default()
         };
         watch.tick(VitalSigns::default());
         assert!(!watch.tick(one));

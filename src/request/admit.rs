@@ -56,6 +56,11 @@ impl Place {
         service.shared.leave(self.lane, Some(held), now);
     }
 
+    /// Returns since when it is taken.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Returns which lane it is in.
     pub(crate) fn lane(&self) -> Lane {
         self.lane

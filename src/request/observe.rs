@@ -22,6 +22,7 @@ use super::service::Service;
 use crate::access_log::AccessLog;
 use crate::clock::Clock;
 use crate::metrics::Side;
+use crate::service::Ending;
 use crate::upstream::Upstream;
 
 /// The longest value in a log line, in bytes; the rest is cut and `…` put in its place.
@@ -98,6 +99,7 @@ impl Observer {
             service: Rc::clone(service),
             began,
             ticket: Some(ticket),
+            admitted: began,
             place: None,
             answered_after: None,
             outcome: "forward",
@@ -207,6 +209,8 @@ pub(crate) struct Observation {
     service: Rc<Service>,
     pub(crate) began: Instant,
     ticket: Option<Ticket>,
+    /// When it got its place; how long it waited for that is not the upstream's doing.
+    admitted: Instant,
     /// Its place in the service, once it has one.
     pub(crate) place: Option<Place>,
     /// How long the upstream took to begin its answer; how fast the client reads is not its doing.
@@ -225,9 +229,16 @@ pub(crate) struct Observation {
 }
 
 impl Observation {
+    /// Notes that the request has a place.
+    pub(crate) fn admit(&mut self, place: Place) {
+        self.admitted = place.since();
+        self.place = Some(place);
+    }
+
     /// Notes that the request gets no place.
     pub(crate) fn shed(&mut self, why: Shed) {
         self.outcome = "shed";
+        self.service.shared.vitals.shed();
         self.service.shed(why);
     }
 
@@ -239,7 +250,7 @@ impl Observation {
     /// Notes that the upstream has begun its answer.
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = status;
-        self.answered_after = Some(self.observer.clock.now().since(self.began));
+        self.answered_after = Some(self.observer.clock.now().since(self.admitted));
     }
 
     /// Notes that the answer's last byte was handed to the client's connection.
@@ -281,9 +292,15 @@ impl Drop for Observation {
         let shared = &self.service.shared;
         self.place = None;
         if self.outcome == "forward" {
-            let failed = self.status >= 500 || self.fault == "http_response_incomplete";
-            let waited = self.answered_after.unwrap_or(duration);
-            shared.vitals.finished(failed, waited);
+            let ending = match self.status {
+                502..=504 => Ending::Overloaded,
+                _ if self.fault == "http_response_incomplete" => Ending::Overloaded,
+                500.. => Ending::Failed,
+                _ => Ending::Good,
+            };
+            let waited = self.answered_after;
+            let waited = waited.unwrap_or_else(|| now.since(self.admitted));
+            shared.vitals.finished(ending, waited);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";

@@ -176,7 +176,7 @@ impl Worker {
                 };
                 match place {
                     Ok(place) => {
-                        observation.place = Some(place);
+                        observation.admit(place);
                         Ok(self
                             .forward(request, fields, &to, &connection, &id, observation)
                             .await)

@@ -18,6 +18,10 @@ const CONNECTIONS_MAX: u32 = 10_000_000;
 pub struct Concurrency {
     /// Requests in flight; at least 1.
     pub max: usize,
+    /// How far the limit may fall while the upstream is slow; from 1 to `max`.
+    pub min: usize,
+    /// Whether it follows the upstream's latency.
+    pub adaptive: bool,
     /// Requests that may wait for a place.
     pub queue: usize,
     /// Bytes that these may hold in memory.
@@ -30,6 +34,8 @@ impl Default for Concurrency {
     fn default() -> Self {
         Self {
             max: 1024,
+            min: 256,
+            adaptive: true,
             queue: 1024,
             queue_bytes: 16 << 20,
             queue_timeout: Duration::from_millis(500),
@@ -86,12 +92,31 @@ impl Default for Overload {
 impl Reading<'_> {
     /// Reads `concurrency` of a service.
     pub(super) fn concurrency(&mut self, node: &Node) -> Option<Concurrency> {
-        const KEYS: &[&str] = &["max", "queue", "queue_bytes", "queue_timeout"];
+        const KEYS: &[&str] = &[
+            "max",
+            "min",
+            "adaptive",
+            "queue",
+            "queue_bytes",
+            "queue_timeout",
+        ];
+        const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
         let fields = self.reader.fields("concurrency", node, KEYS)?;
         let default = Concurrency::default();
         let max = self.count(fields, "max", 1..=REQUESTS_MAX, default.max);
         // As many may wait as are served, unless something else is said.
         let as_many = max.unwrap_or(default.max);
+        let min = self.count(fields, "min", 1..=REQUESTS_MAX, as_many.div_ceil(4));
+        if let (Some(min), Some(max), Some(node)) = (min, max, fields.get("min"))
+            && min > max
+        {
+            let text = "`min` is above `max`; lower it";
+            self.reader.problem(node.mark, text);
+        }
+        let adaptive = match fields.get("adaptive") {
+            Some(node) => self.reader.word("adaptive", node, SWITCH),
+            None => Some(default.adaptive),
+        };
         let queue = self.count(fields, "queue", 0..=REQUESTS_MAX, as_many);
         let queue_bytes = self.size(fields, "queue_bytes", default.queue_bytes);
         let queue_timeout = match fields.get("queue_timeout") {
@@ -103,6 +128,8 @@ impl Reading<'_> {
         };
         Some(Concurrency {
             max: max?,
+            min: min?,
+            adaptive: adaptive?,
             queue: queue?,
             queue_bytes: queue_bytes?,
             queue_timeout: queue_timeout?,

@@ -1,0 +1,64 @@
+//! Lets the concurrency limit of each service follow the latency of its upstream.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_engine::capacity::{AdaptiveLimit, WindowSample};
+use tidegate_engine::time::Instant;
+
+use super::TICK;
+use crate::service::VitalSigns;
+use crate::setup::Setup;
+
+/// The limits of all services.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    services: HashMap<Arc<str>, Followed>,
+}
+
+/// One service's limit.
+#[derive(Debug)]
+struct Followed {
+    limit: AdaptiveLimit,
+    signs: VitalSigns,
+}
+
+impl Limits {
+    /// Takes what was seen in this tick, and sets the limits of the services that follow.
+    pub(super) fn tick(&mut self, setup: &Setup, now: Instant) {
+        let follows = |name: &Arc<str>| {
+            let mut services = setup.settings.services.iter();
+            services.any(|service| service.spec.name == *name && service.concurrency.adaptive)
+        };
+        self.services.retain(|name, _| follows(name));
+        for (settings, service) in setup.settings.services.iter().zip(&setup.services) {
+            let concurrency = settings.concurrency;
+            if !concurrency.adaptive {
+                continue;
+            }
+            let (min, max) = (concurrency.min, concurrency.max);
+            let signs = service.vital_signs();
+            let name = Arc::clone(&service.name);
+            let followed = self.services.entry(name).or_insert_with(|| Followed {
+                limit: AdaptiveLimit::new(min, max),
+                signs,
+            });
+            followed.limit.set_bounds(min, max);
+            let before = std::mem::replace(&mut followed.signs, signs);
+            let waited_us = signs.duration_us - before.duration_us;
+            let overloaded_us = signs.overloaded_us - before.overloaded_us;
+            let failed = signs.overloaded - before.overloaded;
+            // As many as were there on the average (Little's law, 1961), or are now.
+            let on_average = waited_us as f64 / 1e6 / TICK.as_secs_f64();
+            let sample = WindowSample {
+                count: (signs.finished - before.finished).saturating_sub(failed),
+                latency_sum: Duration::from_micros(waited_us.saturating_sub(overloaded_us)),
+                in_flight_max: (service.taken() as u64).max(on_average.ceil() as u64),
+                failed,
+                refused: signs.shed - before.shed + service.waiting() as u64,
+            };
+            service.follow(followed.limit.tick(&sample, now), now);
+        }
+    }
+}
