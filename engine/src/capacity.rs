@@ -1,9 +1,11 @@
 //! Who gets a place in a service that is full, and how many places there are. Knows nothing of
 //! connections or tasks: the proxy holds the places, and asks here when they do not suffice.
 
+mod adaptive;
 mod chain;
 mod fair_queue;
 mod flow;
 
+pub use self::adaptive::{AdaptiveLimit, WindowSample};
 pub use self::fair_queue::{FLOWS_MAX_DEFAULT, FairQueue, Key, QueueBounds};
 pub use self::flow::Flows;
