@@ -5,7 +5,9 @@ mod adaptive;
 mod chain;
 mod fair_queue;
 mod flow;
+mod priority;
 
 pub use self::adaptive::{AdaptiveLimit, WindowSample};
 pub use self::fair_queue::{FLOWS_MAX_DEFAULT, FairQueue, Key, QueueBounds};
 pub use self::flow::Flows;
+pub use self::priority::PriorityPlaces;
