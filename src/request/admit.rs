@@ -39,6 +39,8 @@ pub(crate) struct Place {
     inside: Inside,
     lane: Lane,
     flow: u64,
+    /// Whether it was got in the queue, which is told then how long it was held.
+    was_queued: bool,
     since: Instant,
 }
 
@@ -52,8 +54,10 @@ impl Place {
     fn leave_lane(&self) {
         let service = &self.inside.0;
         let now = service.clock.now();
-        let held = (self.flow, now.since(self.since));
-        service.shared.leave(self.lane, Some(held), now);
+        let held = || (self.flow, now.since(self.since));
+        service
+            .shared
+            .leave(self.lane, self.was_queued.then(held), now);
     }
 
     /// Returns since when it is taken.
@@ -70,7 +74,7 @@ impl Place {
     pub(crate) fn move_to_large(&mut self) -> bool {
         let is_free = self.inside.0.shared.enter(Lane::Large);
         if is_free {
-            self.moved_to_large();
+            self.moved_to_large(false);
         }
         is_free
     }
@@ -90,13 +94,14 @@ impl Place {
     pub(crate) fn poll_move(&mut self, waiting: &mut Waiting, cx: &mut Context<'_>) -> Poll<bool> {
         let came = ready!(waiting.poll_granted(cx));
         if came {
-            self.moved_to_large();
+            self.moved_to_large(true);
         }
         Poll::Ready(came)
     }
 
-    fn moved_to_large(&mut self) {
+    fn moved_to_large(&mut self, was_queued: bool) {
         self.leave_lane();
+        self.was_queued = was_queued;
         self.lane = Lane::Large;
         self.since = self.inside.0.clock.now();
     }
@@ -131,7 +136,7 @@ pub(crate) fn admit(service: &Rc<Service>, lane: Lane, claim: Claim) -> Admissio
     }
     let inside = Inside(Rc::clone(service));
     if service.shared.enter(lane) {
-        return Admission::Admitted(inside.place(lane, claim.flow));
+        return Admission::Admitted(inside.place(lane, claim.flow, false));
     }
     match service.shared.wait(lane, claim) {
         Some(waiting) => Admission::Waits(Pending {
@@ -145,12 +150,13 @@ pub(crate) fn admit(service: &Rc<Service>, lane: Lane, claim: Claim) -> Admissio
 }
 
 impl Inside {
-    fn place(self, lane: Lane, flow: u64) -> Place {
+    fn place(self, lane: Lane, flow: u64, was_queued: bool) -> Place {
         Place {
             since: self.0.clock.now(),
             inside: self,
             lane,
             flow,
+            was_queued,
         }
     }
 }
@@ -164,7 +170,7 @@ impl Pending {
                 let service = &self.inside.0;
                 let waited = service.clock.now().since(self.claim.now);
                 service.waited(waited);
-                Ok(self.inside.place(self.lane, self.claim.flow))
+                Ok(self.inside.place(self.lane, self.claim.flow, true))
             }
             Ok(false) => Err(Shed::Full),
             Err(_elapsed) => Err(Shed::Waited),
