@@ -171,11 +171,8 @@ fn an_overload_finds_the_number_of_hands_within_a_third() {
             let all = world.play(load, 60.0);
             let found = median_limit(&all[200..]);
             assert!((35..=65).contains(&found), "{found} at {load}, {max}");
-<<<<<<< HEAD
-=======
             let least = all.iter().map(|tick| tick.limit).min();
             assert!(least >= Some(45), "lowered too far: {least:?}");
->>>>>>> fair
             let worst = all[200..].iter().map(|tick| tick.limit).max();
             assert!(worst < Some(80), "{worst:?}");
         }
@@ -190,11 +187,7 @@ fn answers_that_merely_vary_lower_nothing_that_calm_needs() {
             let mut world = World::new(AdaptiveLimit::new(5, max), works);
             let ticks = world.play(0.6, 300.0);
             let least = ticks.iter().map(|tick| tick.limit).min();
-<<<<<<< HEAD
-            assert!(least >= Some(45), "{least:?} of {max}");
-=======
             assert!(least >= Some(max * 8 / 10), "{least:?} of {max}");
->>>>>>> fair
             // A limit that never moves refuses what comes at once by chance; this one no more.
             let mut still = World::new(AdaptiveLimit::new(max, max), works);
             assert!(refused(ticks) <= refused(still.play(0.6, 300.0)));
@@ -202,8 +195,6 @@ fn answers_that_merely_vary_lower_nothing_that_calm_needs() {
     }
 }
 
-<<<<<<< HEAD
-=======
 /// Three seconds in thirty in which everything takes twice as long: a batch job, say. 20 are under way
 /// in calm.
 #[test]
@@ -220,7 +211,6 @@ fn a_few_slow_seconds_take_nothing_away_that_calm_needs() {
     assert!(least >= Some(30), "{least:?}");
 }
 
->>>>>>> fair
 #[test]
 fn ten_overloads_leave_the_usual_latency_as_it_was_and_nobody_is_refused_afterwards() {
     let mut world = World::new(AdaptiveLimit::new(5, 400), Works::Exponentially);
@@ -238,8 +228,6 @@ fn ten_overloads_leave_the_usual_latency_as_it_was_and_nobody_is_refused_afterwa
     assert!((after - 1.0).abs() < 0.1, "{after}");
 }
 
-<<<<<<< HEAD
-=======
 /// 125 more under way in each second, and a limit that is far away.
 #[test]
 fn an_overload_that_builds_up_slowly_is_not_taken_for_usual() {
@@ -256,7 +244,6 @@ fn an_overload_that_builds_up_slowly_is_not_taken_for_usual() {
     }
 }
 
->>>>>>> fair
 #[test]
 fn an_upstream_that_is_slower_for_good_is_accepted_within_a_minute() {
     // The limit as it began; and as an overload left it, close above what calm needs.
@@ -270,35 +257,17 @@ fn an_upstream_that_is_slower_for_good_is_accepted_within_a_minute() {
         let before = world.usual();
         world.slower = 2.0;
         let turned_away = refused(world.play(0.4, 60.0)) as f64;
-<<<<<<< HEAD
-        let most = if overloaded { 0.08 } else { 0.0 };
-        assert!(turned_away <= most * 0.4 * CAPACITY * 60.0, "{turned_away}");
-        let after = world.play(0.4, 30.0);
-        assert_eq!(refused(after), 0);
-=======
         let most = if overloaded { 0.15 } else { 0.0 };
         assert!(turned_away <= most * 0.4 * CAPACITY * 60.0, "{turned_away}");
         let after = world.play(0.4, 30.0);
         // Of 30,000; at 80 % of what it now can do, chance alone fills a limit of 60.
         assert!(refused(after) <= 10, "{}", refused(after));
->>>>>>> fair
         let limit = after.iter().map(|tick| tick.limit).min();
         assert!(limit >= Some(60), "{limit:?}");
         assert!(world.usual() > 1.7 * before, "{}", world.usual() / before);
     }
 }
 
-<<<<<<< HEAD
-#[test]
-fn an_upstream_that_was_frozen_finds_the_limit_as_it_left_it() {
-    let mut world = World::new(AdaptiveLimit::new(5, 200), Works::Exponentially);
-    world.play(0.6, 30.0);
-    let before = world.usual();
-    world.freeze(0.6, 20.0);
-    let after = world.play(0.6, 30.0);
-    assert_eq!(refused(&after[20..]), 0);
-    assert!((world.usual() / before - 1.0).abs() < 0.1);
-=======
 /// What it owes when it thaws took seconds and fills many windows; it says nothing.
 #[test]
 fn an_upstream_that_was_frozen_does_not_pay_for_it_afterwards() {
@@ -326,7 +295,6 @@ fn a_limit_that_was_lowered_is_not_lowered_again_before_it_shows() {
     assert!(least >= Some(45), "{least:?}");
     let found = median_limit(&during[200..]);
     assert!((35..=65).contains(&found), "{found}");
->>>>>>> fair
 }
 
 #[test]
@@ -346,15 +314,11 @@ fn an_upstream_that_loses_half_its_hands_gets_half_as_much() {
 fn a_start_in_an_overload_lowers_nothing_and_learns_nothing() {
     let mut world = World::new(AdaptiveLimit::new(5, 100), Works::Exponentially);
     let ticks = world.play(5.0, 30.0);
-<<<<<<< HEAD
-    assert!(ticks.iter().all(|tick| tick.limit == 100));
-=======
     assert!(
         ticks
             .iter()
             .all(|tick| tick.limit == 100 && tick.usual == 0.0)
     );
->>>>>>> fair
     world.play(0.6, 60.0);
     assert!(
         (world.usual() / WORK - 1.0).abs() < 0.1,
@@ -367,11 +331,6 @@ fn a_start_in_an_overload_lowers_nothing_and_learns_nothing() {
 
 /// 250 answers of 20 ms in each tick, or failures in their place.
 fn told(failed: u64, in_flight_max: u64) -> WindowSample {
-<<<<<<< HEAD
-    WindowSample {
-        count: 250 - failed,
-        latency_sum: Duration::from_millis(20) * (250 - failed) as u32,
-=======
     slow(20, failed, in_flight_max)
 }
 
@@ -379,7 +338,6 @@ fn slow(ms: u64, failed: u64, in_flight_max: u64) -> WindowSample {
     WindowSample {
         count: 250 - failed,
         latency_sum: Duration::from_millis(ms) * (250 - failed) as u32,
->>>>>>> fair
         in_flight_max,
         failed,
         refused: 0,
@@ -412,8 +370,6 @@ fn an_upstream_that_only_fails_leaves_limit_and_usual_latency_alone() {
     assert_eq!(limit.usual_latency(), usual);
 }
 
-<<<<<<< HEAD
-=======
 /// Under a limit that cannot be lowered: nothing is refused, and it still is no calm.
 #[test]
 fn slow_answers_are_not_learnt_while_many_are_under_way() {
@@ -434,7 +390,6 @@ fn answers_that_take_no_time_at_all_are_borne() {
     assert_eq!(after(&mut limit, 201, 100, &slow(0, 0, 60)), 100);
 }
 
->>>>>>> fair
 #[test]
 fn new_bounds_hold_at_once_and_what_was_learnt_stays() {
     let mut limit = AdaptiveLimit::new(5, 100);

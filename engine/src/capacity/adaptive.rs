@@ -53,13 +53,6 @@ const CALM: Duration = Duration::from_secs(5);
 const HEADROOM: f64 = 1.5;
 const DEVIATIONS: f64 = 4.0;
 
-<<<<<<< HEAD
-/// Time constants of what calm times need, in seconds: up, down, and down while answers stay slow all
-/// the same (the upstream may have lost half its hands).
-const NEED_UP_S: f64 = 5.0;
-const NEED_DOWN_S: f64 = 60.0;
-const NEED_OVERLOADED_S: f64 = 10.0;
-=======
 /// Who is under way beyond half of the limit makes answers slow, or beyond three times what calm needs:
 /// under a limit of 4,000 an overload that builds up slowly is not waited for until 2,000.
 const UNUSUAL: f64 = 3.0;
@@ -69,7 +62,6 @@ const UNUSUAL: f64 = 3.0;
 const NEED_UP_S: f64 = 5.0;
 const NEED_DOWN_S: f64 = 60.0;
 const SPARED_DOWN_S: f64 = 20.0;
->>>>>>> fair
 
 /// Windows in a row that must be slow before the limit is lowered: one may be chance.
 const SLOW_WINDOWS_MIN: u32 = 2;
@@ -107,12 +99,8 @@ pub struct WindowSample {
 ///
 /// # Accuracy
 ///
-<<<<<<< HEAD
-/// It settles between the number of hands and 1.3 times that. Requests that others send to the same
-=======
 /// It settles between the number of hands and 1.3 times that; 1.6 times where the overload built up over
 /// seconds, for then the usual latency followed it by up to 15 %. Requests that others send to the same
->>>>>>> fair
 /// upstream are taken for the upstream being slow: the limit gives way to them and then accepts it.
 #[derive(Clone, Debug)]
 pub struct AdaptiveLimit {
@@ -129,11 +117,8 @@ pub struct AdaptiveLimit {
     spread: f64,
     /// How many are under way in the mean in calm.
     need: f64,
-<<<<<<< HEAD
-=======
     /// The share of that which is not taken away.
     spared: f64,
->>>>>>> fair
     /// Slow windows in a row.
     slow_windows: u32,
     calm_since: Option<Instant>,
@@ -195,10 +180,7 @@ impl AdaptiveLimit {
             learnt: 0,
             spread: 0.0,
             need: 0.0,
-<<<<<<< HEAD
-=======
             spared: 1.0,
->>>>>>> fair
             slow_windows: 0,
             calm_since: None,
             overload: None,
@@ -279,12 +261,8 @@ impl AdaptiveLimit {
         let in_flight = window.in_flight_max as f64;
         let took = now.since(self.begun).as_secs_f64();
         Reading {
-<<<<<<< HEAD
-            latency: window.latency_sum.as_secs_f64() / window.count as f64,
-=======
             // Never zero: it is divided by.
             latency: (window.latency_sum.as_secs_f64() / window.count as f64).max(1e-9),
->>>>>>> fair
             in_flight,
             in_flight_mean: window.latency_sum.as_secs_f64() / took.max(1e-9),
             took,
@@ -299,11 +277,6 @@ impl AdaptiveLimit {
         TOLERANCE + SPREADS * self.spread
     }
 
-<<<<<<< HEAD
-    /// Returns whether answers come as quickly as usual.
-    fn is_easy(&self, reading: &Reading) -> bool {
-        !reading.failing && reading.latency <= self.usual * f64::midpoint(1.0, self.tolerance())
-=======
     /// Returns whether answers come as quickly as usual: they take up half of the tolerance at most.
     fn is_easy(&self, reading: &Reading) -> bool {
         !reading.failing && self.room(reading) > 0.0
@@ -314,7 +287,6 @@ impl AdaptiveLimit {
         let half = (self.tolerance() - 1.0) / 2.0;
         let more = reading.latency / self.usual.max(1e-9) - 1.0;
         (1.0 - more / half).min(1.0)
->>>>>>> fair
     }
 
     /// Learns what is usual, where this is the upstream's doing and not the limit's or the crowd's.
@@ -330,14 +302,9 @@ impl AdaptiveLimit {
             }
             return;
         }
-<<<<<<< HEAD
-        let has_room = reading.in_flight <= self.limit / 2.0;
-        let is_calm = !reading.reached && !reading.failing && (has_room || self.is_easy(reading));
-=======
         let is_calm = !reading.reached
             && !reading.failing
             && (!self.is_used(reading) || self.is_easy(reading));
->>>>>>> fair
         if is_calm {
             self.vary(latency, toward(took, SPREAD_S));
         }
@@ -358,8 +325,6 @@ impl AdaptiveLimit {
         }
     }
 
-<<<<<<< HEAD
-=======
     /// Returns how many may be under way at once in calm.
     fn calm_most(&self) -> f64 {
         (HEADROOM * self.need).max(self.need + DEVIATIONS * self.need.sqrt())
@@ -370,7 +335,6 @@ impl AdaptiveLimit {
         reading.in_flight > (self.limit / 2.0).min(UNUSUAL * self.calm_most())
     }
 
->>>>>>> fair
     fn vary(&mut self, latency: f64, part: f64) {
         let off = (latency / self.usual.max(1e-9) - 1.0).abs().min(SPREAD_MAX);
         self.spread += part * (off - self.spread);
@@ -381,11 +345,7 @@ impl AdaptiveLimit {
         if self.learnt < WINDOWS_MIN {
             return;
         }
-<<<<<<< HEAD
-        let is_used = reading.in_flight > self.limit / 2.0;
-=======
         let is_used = self.is_used(reading);
->>>>>>> fair
         if self.is_easy(reading) {
             self.slow_windows = 0;
             if let Some(overload) = self.overload.take()
@@ -397,17 +357,11 @@ impl AdaptiveLimit {
                 let more = reading.in_flight_mean - self.need;
                 let constant = if more > 0.0 { NEED_UP_S } else { NEED_DOWN_S };
                 self.need += toward(reading.took, constant) * more;
-<<<<<<< HEAD
-            }
-            if is_used {
-                self.limit = (self.limit + self.limit.sqrt()).min(self.max);
-=======
                 self.spared += toward(reading.took, NEED_UP_S) * (1.0 - self.spared);
             }
             if is_used {
                 let more = self.limit.sqrt() * self.room(reading);
                 self.limit = (self.limit + more).min(self.max);
->>>>>>> fair
             }
             return;
         }
@@ -420,20 +374,11 @@ impl AdaptiveLimit {
         if self.slow_windows < SLOW_WINDOWS_MIN {
             return;
         }
-<<<<<<< HEAD
-        self.need *= 1.0 - toward(reading.took, NEED_OVERLOADED_S);
-        if self.is_in_vain(reading, now) {
-            return;
-        }
-        let spared = (HEADROOM * self.need).max(self.need + DEVIATIONS * self.need.sqrt());
-        let least = self.min.max(spared).min(self.limit);
-=======
         self.spared *= 1.0 - toward(reading.took, SPARED_DOWN_S);
         if self.is_in_vain(reading, now) {
             return;
         }
         let least = self.min.max(self.spared * self.calm_most()).min(self.limit);
->>>>>>> fair
         self.limit = (self.limit * gradient).max(least);
         let settles = Duration::from_secs_f64(2.0 * reading.latency).min(SETTLE_MAX);
         self.settled_at = now + settles;
@@ -448,13 +393,8 @@ impl AdaptiveLimit {
         (self.tolerance() * self.usual / reading.latency).clamp(GRADIENT_MIN, most)
     }
 
-<<<<<<< HEAD
-    /// Returns whether fewer are under way and answers became hardly quicker: by less than
-    /// half of what they would in an overload, where latency goes with the number.
-=======
     /// Returns whether fewer are under way and answers became hardly quicker: by less than half
     /// of what they would in an overload, where latency goes with the number.
->>>>>>> fair
     ///
     /// The number is the mean by Little's law, which is of the same requests as the latency, however
     /// late they are.
