@@ -215,6 +215,30 @@ fn what_is_known_of_an_endpoint_survives_new_settings() {
     );
 }
 
+#[tokio::test]
+async fn an_upstream_that_nobody_looks_after_any_more_raises_no_alarm() {
+    let metrics = Metrics::new();
+    let spec = spec("[\"10.0.0.1:80\"]", "");
+    let endpoints = Endpoints::open(spec, None, &metrics, Clock::start()).unwrap();
+    for _ in 0..3 {
+        endpoints.connect_failed(&endpoints.list()[0], true, 1);
+    }
+    let shown = || {
+        let text = String::from_utf8(metrics.text()).unwrap();
+        let alarms = [
+            "_breaker_open{upstream=\"a\"} 1",
+            "state=\"in\",upstream=\"a\"} 1",
+        ];
+        alarms.map(|line| text.contains(line))
+    };
+    let board = Arc::default();
+    let care = crate::upstream::care::run(Arc::clone(&endpoints), Arc::clone(&board));
+    let cared_for = tokio::time::timeout(Duration::ZERO, care).await;
+    assert!(cared_for.is_err(), "it never ends by itself");
+    assert_eq!(shown(), [false, false]);
+    assert!(board.read("a").is_empty());
+}
+
 #[test]
 fn without_a_usable_authority_nobody_is_believed() {
     let folder = std::env::temp_dir().join(format!("tidegate-ca-{}", std::process::id()));
