@@ -68,6 +68,7 @@ impl Shown<'_> {
 impl Drop for Shown<'_> {
     fn drop(&mut self) {
         self.board.forget(&self.endpoints.spec.name);
+        self.endpoints.series.clear();
     }
 }
 

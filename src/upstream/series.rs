@@ -78,6 +78,14 @@ impl Series {
         }
     }
 
+    /// Shows nothing any more: nobody looks after the endpoints.
+    pub(crate) fn clear(&self) {
+        self.breaker_open.set(0);
+        for gauge in &self.states {
+            gauge.set(0);
+        }
+    }
+
     /// Shows how many endpoints stand how.
     pub(crate) fn endpoints(&self, list: &[Arc<Endpoint>], now: Instant) {
         for (gauge, state) in self.states.iter().zip(STATES) {
