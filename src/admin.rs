@@ -31,6 +31,7 @@ use self::auth::{Access, Token};
 use self::events::EventStream;
 use crate::control::Control;
 use crate::endpoint_board::EndpointBoard;
+use crate::faults::{self, Point};
 
 /// The most connections of the admin listener.
 const CONNECTIONS_MAX: usize = 64;
@@ -102,6 +103,7 @@ impl Admin {
     }
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answer {
+        faults::point(Point::Admin);
         let path = request.uri().path();
         let is_probe = matches!(path, "/healthz" | "/readyz");
         match auth::check(request.headers(), self.token.as_ref()) {

@@ -33,6 +33,7 @@ use self::operator::OperatorRules;
 use self::stress::StressWatch;
 use self::take::Repeats;
 use crate::clock::Clock;
+use crate::faults::{self, Point};
 use crate::handover::PolicyPublisher;
 use crate::metrics::Metrics;
 use crate::overload::Pressure;
@@ -153,6 +154,7 @@ impl Control {
     /// Lets the detector look at what arrived since the last tick, and acts on what it says.
     pub fn tick(&mut self) {
         let began = self.parts.clock.now();
+        faults::point(Point::Tick);
         self.parts.publisher.let_go();
         self.parts.setup.recent.gather(began);
         self.watch_memory();

@@ -14,6 +14,7 @@ pub mod clock;
 pub mod control;
 pub mod demo;
 pub mod endpoint_board;
+mod faults;
 pub mod handover;
 pub mod metrics;
 pub mod overload;

@@ -8,7 +8,7 @@
 //! 6. [`forward`] sends it on ([`headers`], [`body`]), or [`refuse`] answers;
 //! 7. [`observe`] records it, exactly once ([`inflight`] until then).
 //!
-//! Nothing here waits for anything but the client and the upstream, and nothing here knows of
+//! Nothing here waits for anything but the client, the upstream and a place, and nothing here knows of
 //! [`crate::control`].
 
 pub(crate) mod accept;

@@ -14,6 +14,7 @@ use tidegate_engine::rules::Rules;
 
 use super::Loaded;
 use super::watch::Places;
+use crate::faults::{self, Point};
 use crate::rules_folder::{FileText, parse_texts, read, read_all, survey_of};
 use crate::settings::{AccessLog, RulesFolder, Settings};
 use crate::upstream::Endpoints;
@@ -81,6 +82,7 @@ impl ConfigFiles {
         now: SystemTime,
         seen: &mut Option<Look>,
     ) -> Option<Loaded> {
+        faults::point(Point::Reload);
         let mut reads = 0;
         let (digest, text) = loop {
             let before = seen.insert(self.look().0).clone();

@@ -26,6 +26,7 @@ use super::service::Service;
 use super::set_route;
 use super::target::{Invalid, Target, check_framing};
 use crate::clock::Clock;
+use crate::faults::{self, Point};
 use crate::handover::PolicyReader;
 use crate::metrics::Metrics;
 use crate::service::{Claim, Lane};
@@ -177,6 +178,7 @@ impl Worker {
                 match place {
                     Ok(place) => {
                         observation.admit(place);
+                        faults::point(Point::Request);
                         Ok(self
                             .forward(request, fields, &to, &connection, &id, observation)
                             .await)
