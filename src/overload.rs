@@ -9,7 +9,6 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidegate_engine::capacity::PriorityPlaces;
 use tidegate_engine::service::Priority;
@@ -17,6 +16,13 @@ use tidegate_engine::service::Priority;
 use crate::service::Lane;
 use crate::settings;
 
+/// All priorities, in the order of their numbers.
+const PRIORITIES: [Priority; 4] = [
+    Priority::Low,
+    Priority::Normal,
+    Priority::High,
+    Priority::Critical,
+];
 /// Descriptors that clients do not get: listeners, files, admin connections, upstreams.
 const DESCRIPTORS_RESERVED: usize = 128;
 /// By how much memory must fall below a step before it counts as left, in percent of the ceiling.
@@ -118,8 +124,8 @@ impl Crowded {
 pub struct Overload {
     inflight: AtomicUsize,
     inflight_max: AtomicUsize,
-    /// The places of the process that each priority may fill.
-    places: ArcSwap<PriorityPlaces>,
+    /// The places of the process that each priority may fill, from low to critical.
+    places: [AtomicUsize; PRIORITIES.len()],
     pressure: AtomicU8,
     connections: AtomicUsize,
     connections_max: AtomicUsize,
@@ -137,7 +143,7 @@ impl Overload {
         Arc::new(Self {
             inflight: AtomicUsize::new(0),
             inflight_max: AtomicUsize::new(0),
-            places: ArcSwap::from_pointee(PriorityPlaces::of(0, [])),
+            places: [const { AtomicUsize::new(0) }; PRIORITIES.len()],
             pressure: AtomicU8::new(0),
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
@@ -155,7 +161,9 @@ impl Overload {
         priorities: impl IntoIterator<Item = Priority>,
     ) {
         let places = PriorityPlaces::of(settings.inflight_max, priorities);
-        self.places.store(Arc::new(places));
+        for (priority, of_it) in PRIORITIES.into_iter().zip(&self.places) {
+            of_it.store(places.of_priority(priority), Ordering::Relaxed);
+        }
         let store = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
         store(&self.inflight_max, settings.inflight_max);
         store(
@@ -198,7 +206,8 @@ impl Overload {
             return Err(Scarce::Memory);
         }
         let before = self.inflight.fetch_add(1, Ordering::Relaxed);
-        if self.places.load().admits(priority, before) {
+        let places = self.places.get(priority as usize);
+        if places.is_some_and(|places| before < places.load(Ordering::Relaxed)) {
             return Ok(());
         }
         self.leave();
@@ -314,16 +323,9 @@ fn who_counts(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    const ALL: [Priority; 4] = [
-        Priority::Low,
-        Priority::Normal,
-        Priority::High,
-        Priority::Critical,
-    ];
-
     fn overload(settings: settings::Overload) -> Arc<Overload> {
         let overload = Overload::new(100_000);
-        overload.change_to(&settings, ALL);
+        overload.change_to(&settings, PRIORITIES);
         overload
     }
 
@@ -334,7 +336,7 @@ mod tests {
             ..settings::Overload::default()
         });
         let mut in_flight = 0;
-        for (priority, most) in ALL.into_iter().zip([7, 8, 9, 10]) {
+        for (priority, most) in PRIORITIES.into_iter().zip([7, 8, 9, 10]) {
             while overload.enter(priority, Lane::Normal).is_ok() {
                 in_flight += 1;
             }

@@ -106,11 +106,6 @@ impl SharedService {
         }
     }
 
-    /// Returns whether who comes now may have to wait.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.normal.is_crowded()
-    }
-
     /// Returns how many requests are in flight, and when the oldest began.
     pub fn in_flight(&self) -> (u64, Option<Instant>) {
         let counts = self.inflight.iter();

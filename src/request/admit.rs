@@ -53,11 +53,11 @@ impl Drop for Place {
 impl Place {
     fn leave_lane(&self) {
         let service = &self.inside.0;
-        let now = service.clock.now();
-        let held = || (self.flow, now.since(self.since));
-        service
-            .shared
-            .leave(self.lane, self.was_queued.then(held), now);
+        service.shared.leave(self.lane, || {
+            let now = service.clock.now();
+            let held = || (self.flow, now.since(self.since));
+            (now, self.was_queued.then(held))
+        });
     }
 
     /// Returns since when it is taken.
@@ -127,8 +127,14 @@ pub(crate) struct Pending {
     claim: Claim,
 }
 
-/// Asks for a place.
-pub(crate) fn admit(service: &Rc<Service>, lane: Lane, claim: Claim) -> Admission {
+/// Asks for a place, for a request of this flow. What it holds in memory is only asked for where there is
+/// no place at once.
+pub(crate) fn admit(
+    service: &Rc<Service>,
+    lane: Lane,
+    (flow, now): (u64, Instant),
+    bytes: impl FnOnce() -> u64,
+) -> Admission {
     match service.overload.enter(service.priority.get(), lane) {
         Ok(()) => {}
         Err(Scarce::Inflight) => return Admission::Shed(Shed::Priority),
@@ -136,8 +142,16 @@ pub(crate) fn admit(service: &Rc<Service>, lane: Lane, claim: Claim) -> Admissio
     }
     let inside = Inside(Rc::clone(service));
     if service.shared.enter(lane) {
-        return Admission::Admitted(inside.place(lane, claim.flow, false));
+        return Admission::Admitted(Place {
+            inside,
+            lane,
+            flow,
+            was_queued: false,
+            since: now,
+        });
     }
+    let bytes = bytes();
+    let claim = Claim { flow, bytes, now };
     match service.shared.wait(lane, claim) {
         Some(waiting) => Admission::Waits(Pending {
             waiting,
@@ -149,18 +163,6 @@ pub(crate) fn admit(service: &Rc<Service>, lane: Lane, claim: Claim) -> Admissio
     }
 }
 
-impl Inside {
-    fn place(self, lane: Lane, flow: u64, was_queued: bool) -> Place {
-        Place {
-            since: self.0.clock.now(),
-            inside: self,
-            lane,
-            flow,
-            was_queued,
-        }
-    }
-}
-
 impl Pending {
     /// Waits for the place, `limit` at most.
     pub(crate) async fn wait(mut self, limit: Duration) -> Result<Place, Shed> {
@@ -168,9 +170,15 @@ impl Pending {
         match tokio::time::timeout(limit, granted).await {
             Ok(true) => {
                 let service = &self.inside.0;
-                let waited = service.clock.now().since(self.claim.now);
-                service.waited(waited);
-                Ok(self.inside.place(self.lane, self.claim.flow, true))
+                let now = service.clock.now();
+                service.waited(now.since(self.claim.now));
+                Ok(Place {
+                    inside: self.inside,
+                    lane: self.lane,
+                    flow: self.claim.flow,
+                    was_queued: true,
+                    since: now,
+                })
             }
             Ok(false) => Err(Shed::Full),
             Err(_elapsed) => Err(Shed::Waited),

@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::faults::{self, Point};
 use crate::handover::PolicyReader;
 use crate::metrics::Metrics;
-use crate::service::{Claim, Lane};
+use crate::service::Lane;
 use crate::settings::Bodies;
 use crate::upstream::Upstream;
 
@@ -88,7 +88,7 @@ pub(crate) struct Destination {
 struct Decided {
     verdict: Verdict,
     to: Rc<Destination>,
-    /// The source, as far as sharing goes; looked for only where there may be nothing to share.
+    /// The source, as far as sharing goes.
     flow: u64,
     instance: u64,
     observation: Observation,
@@ -160,17 +160,14 @@ impl Worker {
                     let response = Refuse::too_large(&id, observation);
                     return Ok(self.answer(request, response, &connection).await);
                 }
-                let claim = Claim {
-                    flow,
-                    bytes: held_bytes(&request, announced),
-                    now: observation.began,
-                };
+                let asks = (flow, observation.began);
+                let bytes = || held_bytes(&request, announced);
                 let lane = if announced.is_some_and(|bytes| bytes > to.bodies.large) {
                     Lane::Large
                 } else {
                     Lane::Normal
                 };
-                let place = match admit(&to.service, lane, claim) {
+                let place = match admit(&to.service, lane, asks, bytes) {
                     Admission::Admitted(place) => Ok(place),
                     Admission::Waits(pending) => Box::pin(pending.wait(to.queue_timeout)).await,
                     Admission::Shed(why) => Err(why),
@@ -295,15 +292,10 @@ impl Worker {
             if let Some(cause) = verdict.cause() {
                 observation.log_cause(cause.as_str());
             }
-            let flow = if to.service.shared.is_crowded() {
-                self.flows.flow_of(&facts)
-            } else {
-                0
-            };
             Ok(Decided {
                 verdict,
                 to: Rc::clone(to),
-                flow,
+                flow: self.flows.flow_of(&facts),
                 instance: facts.instance(),
                 observation,
             })

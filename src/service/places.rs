@@ -57,7 +57,7 @@ impl Granted {
 impl Drop for Granted {
     fn drop(&mut self) {
         if !self.is_kept {
-            self.service.leave(self.lane, None, self.at);
+            self.service.leave(self.lane, || (self.at, None));
         }
     }
 }
@@ -126,11 +126,6 @@ impl Places {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Returns whether who comes now may have to wait.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.waiting() > 0 || self.taken() >= self.limit()
-    }
-
     /// Takes a free place. False: there is none, or others wait already.
     fn enter(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) == 0 && self.take()
@@ -176,13 +171,19 @@ impl SharedService {
         waiting
     }
 
-    /// Gives a place back. `held`: by which flow, and for how long.
-    pub(crate) fn leave(self: &Arc<Self>, lane: Lane, held: Option<(u64, Duration)>, now: Instant) {
+    /// Gives a place back. Only where somebody waits for it, is asked what time it is, by which flow it
+    /// was held, and for how long; only what was got in the queue is settled there.
+    pub(crate) fn leave(
+        self: &Arc<Self>,
+        lane: Lane,
+        held: impl FnOnce() -> (Instant, Option<(u64, Duration)>),
+    ) {
         let places = self.lane(lane);
         places.taken.fetch_sub(1, Ordering::SeqCst);
         if places.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
+        let (now, held) = held();
         let mut queue = places.queue.lock();
         if let Some((flow, hold)) = held {
             queue.spent(flow, hold);
