@@ -24,6 +24,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -37,6 +39,10 @@ use crate::faults::{self, Point};
 const CONNECTIONS_MAX: usize = 64;
 /// How long a request head may take, and a connection be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of its answer, or acknowledge nothing; then the kernel closes the
+/// connection. Without an end, 64 clients that do not read would keep everybody else out.
+#[cfg(target_os = "linux")]
+const TAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Answer = Response<Either<Full<Bytes>, EventStream>>;
 
@@ -83,6 +89,10 @@ impl Admin {
                     continue;
                 }
             };
+            #[cfg(target_os = "linux")]
+            if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(TAKE_TIMEOUT)) {
+                tracing::debug!(%error, "an admin connection could not be set up as it should be");
+            }
             let admin = Rc::clone(&admin);
             tokio::task::spawn_local(async move {
                 let service = service_fn(|request| {

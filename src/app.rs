@@ -378,3 +378,6 @@ fn cannot_listen(address: SocketAddr) -> String {
 fn at(path: &Path, what: &str) -> String {
     format!("{}: {what}", path.display())
 }
+
+#[cfg(test)]
+mod tests;

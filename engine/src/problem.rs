@@ -57,7 +57,12 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong, in order of place, each thing once. Never empty as an error.
+/// The most problems that are kept; of more, those that come last in order of place are left out. 10,000
+/// × about 200 B = 2 MiB, where a folder of nothing but mistakes has millions.
+const PROBLEMS_MAX: usize = 10_000;
+
+/// Everything that is wrong, in order of place, each thing once; at most 10,000 things. Never empty as an
+/// error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
@@ -66,6 +71,7 @@ impl Problems {
     pub fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort();
         problems.dedup();
+        problems.truncate(PROBLEMS_MAX);
         Self(problems)
     }
 
@@ -89,6 +95,7 @@ impl Problems {
         self.0.extend(more.0);
         self.0.sort();
         self.0.dedup();
+        self.0.truncate(PROBLEMS_MAX);
     }
 
     /// Returns `value` where nothing is wrong.
@@ -132,6 +139,17 @@ mod tests {
     fn problems_stand_in_order_of_place_and_once() {
         let problems = Problems::new(vec![at(10, "b"), at(9, "a"), at(10, "b")]);
         assert_eq!(problems.to_string(), "a.yaml:9:1: a\na.yaml:10:1: b");
+    }
+
+    #[test]
+    fn no_more_problems_are_kept_than_anybody_reads() {
+        let many = |from: u32| (from..from + 9_000).map(|line| at(line, "a")).collect();
+        let mut problems = Problems::new(many(5_000));
+        problems.extend(Problems::new(many(1)));
+        assert_eq!(problems.len(), PROBLEMS_MAX);
+        assert_eq!(problems.iter().next().unwrap().place.line, 1);
+        let more = (1..=20_000).map(|line| at(line, "a")).collect();
+        assert_eq!(Problems::new(more).len(), PROBLEMS_MAX);
     }
 
     #[test]

@@ -225,7 +225,14 @@ impl Control {
         let folder = self.parts.setup.settings.rules.path.clone();
         match promote::write(&folder, &new_name, &text) {
             Ok(path) => {
-                // It is read from there within seconds; the detector's rule holds until then.
+                // It is read from there within seconds; the detector's rule holds until then. Of one rule
+                // the newest file counts, and of a rule that has ended none: at most as many wait as
+                // there are detected rules.
+                self.promoted.retain(|promotion| {
+                    let is_there = |rule: &Name| *rule == promotion.detected;
+                    promotion.detected.as_str() != name
+                        && policy.rules().any(|rule| is_there(&rule.rule().name))
+                });
                 self.promoted.push(Promotion {
                     detected: Name::new(name),
                     filed: taken.clone(),

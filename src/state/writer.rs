@@ -9,9 +9,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -25,6 +25,12 @@ const WAITING_MAX: usize = 64;
 
 /// How often what failed is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
+
+/// How long the end of the process waits for the disk. With the drain's 30 s and the access log's 1 s it
+/// is less than the 35 s that the unit gives.
+const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often it is looked meanwhile whether another order may wait.
+const ROOM_EVERY: Duration = Duration::from_millis(20);
 
 /// Tells whether an order has come to the disk.
 pub type Done = oneshot::Receiver<bool>;
@@ -51,6 +57,8 @@ struct Order {
 pub struct StateWriter {
     orders: SyncSender<Order>,
     thread: JoinHandle<()>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
     detector: DetectorFile,
     /// Whether a snapshot of the detector waits; it is large, and one at a time is enough.
     snapshot_waits: Arc<AtomicBool>,
@@ -78,12 +86,17 @@ impl StateWriter {
             snapshot: detector.path().to_owned(),
             snapshot_waits: Arc::clone(&snapshot_waits),
         };
+        let (ends, ended) = sync_channel::<()>(0);
         let thread = std::thread::Builder::new()
             .name("state".into())
-            .spawn(move || work.run(&waiting))?;
+            .spawn(move || {
+                work.run(&waiting);
+                drop(ends);
+            })?;
         Ok(Self {
             orders,
             thread,
+            ended,
             detector,
             snapshot_waits,
             metrics: Arc::clone(metrics),
@@ -125,16 +138,39 @@ impl StateWriter {
         answer
     }
 
-    /// Writes a last snapshot and waits until everything is on the disk.
+    /// Writes a last snapshot and waits until everything is on the disk, or until it is clear that the disk
+    /// takes nothing.
     pub fn finish(self, snapshot: Vec<u8>) {
+        self.finish_until(snapshot, Instant::now() + LAST_WRITES_TIMEOUT);
+    }
+
+    fn finish_until(self, snapshot: Vec<u8>, until: Instant) {
         let parts = self.detector.parts(snapshot);
         let jobs = [Job::Whole(self.detector.path().to_owned(), parts), Job::End];
-        let sent = jobs
-            .into_iter()
-            .all(|job| self.orders.send(Order { job, done: None }).is_ok());
-        if !sent || self.thread.join().is_err() {
+        let is_written = jobs.into_iter().all(|job| self.order_until(job, until))
+            && self.has_ended(until)
+            && self.thread.join().is_ok();
+        if !is_written {
             tracing::error!("the last snapshot of the detector was not written");
         }
+    }
+
+    /// Gives an order as soon as it may wait. False: there was no room until then.
+    fn order_until(&self, job: Job, until: Instant) -> bool {
+        let mut order = Order { job, done: None };
+        loop {
+            order = match self.orders.try_send(order) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(order)) if Instant::now() < until => order,
+                Err(_) => return false,
+            };
+            std::thread::sleep(ROOM_EVERY);
+        }
+    }
+
+    fn has_ended(&self, until: Instant) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        self.ended.recv_timeout(left) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
@@ -228,5 +264,50 @@ impl Work {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tidegate_engine::request::HashKey;
+
+    use super::super::draft_of;
+    use super::*;
+
+    fn writer_in(folder: &std::path::Path) -> StateWriter {
+        let detector = DetectorFile::new(folder, &HashKey::from_seed(1));
+        let metrics = Arc::new(Metrics::new());
+        StateWriter::start(detector, AuditFile::new(folder), &metrics).unwrap()
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_disk_that_takes_nothing() {
+        let folder = std::env::temp_dir().join(format!("tidegate-writer-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        // Whoever opens a pipe for writing waits for a reader.
+        let writer = writer_in(&folder);
+        let pipe = draft_of(writer.detector.path(), std::process::id());
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        writer.snapshot(|| vec![1]);
+        writer.finish_until(vec![2], Instant::now());
+        // A pipe that is open both ways lets the thread go.
+        drop(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&pipe)
+                .unwrap(),
+        );
+
+        let other = folder.join("other");
+        fs::create_dir_all(&other).unwrap();
+        let writer = writer_in(&other);
+        let path = writer.detector.path().to_owned();
+        writer.finish(vec![3]);
+        assert_eq!(fs::read(path).unwrap().last(), Some(&3));
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -159,9 +159,11 @@ impl Past {
         self.dormant.extract_if(.., is_back).collect()
     }
 
-    /// Lets a rule sleep on for which there was no room.
+    /// Lets a rule sleep on for which there was no room, unless others have taken its place meanwhile.
     pub(super) fn put_back(&mut self, measure: Measure) {
-        self.dormant.push(measure);
+        if self.dormant.len() < DORMANT_MAX {
+            self.dormant.push(measure);
+        }
     }
 
     /// Forgets the sleeping rules that a new one makes superfluous.
