@@ -25,6 +25,10 @@ const PRIORITIES: [Priority; 4] = [
 ];
 /// Descriptors that clients do not get: listeners, files, admin connections, upstreams.
 const DESCRIPTORS_RESERVED: usize = 128;
+/// So many requests are served, and so many connections accepted, however short memory is. An allocator
+/// may keep what was freed: where little is in flight, refusing gives nothing back.
+const SERVED_ALWAYS: usize = 64;
+const CONNECTED_ALWAYS: usize = 256;
 /// By how much memory must fall below a step before it counts as left, in percent of the ceiling.
 const STEP_DOWN_PERCENT: u64 = 5;
 
@@ -200,12 +204,15 @@ impl Overload {
 
     /// Takes a request in, to be ended with [`Self::leave`].
     pub(crate) fn enter(&self, priority: Priority, lane: Lane) -> Result<(), Scarce> {
-        let pressure = self.pressure();
-        let is_large = lane == Lane::Large && pressure >= Pressure::Some;
-        if is_large || pressure.sheds(priority) {
-            return Err(Scarce::Memory);
-        }
         let before = self.inflight.fetch_add(1, Ordering::Relaxed);
+        let pressure = self.pressure();
+        if pressure > Pressure::None && before >= SERVED_ALWAYS {
+            let is_large = lane == Lane::Large;
+            if is_large || pressure.sheds(priority) {
+                self.leave();
+                return Err(Scarce::Memory);
+            }
+        }
         let places = self.places.get(priority as usize);
         if places.is_some_and(|places| before < places.load(Ordering::Relaxed)) {
             return Ok(());
@@ -234,12 +241,15 @@ impl Overload {
         address: IpAddr,
         is_trusted: bool,
     ) -> Result<ConnectionPlace, Crowded> {
-        if self.pressure() >= Pressure::High {
-            return Err(Crowded::Memory);
-        }
-        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.connections_max() {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let why = match () {
+            () if before >= self.connections_max() => Some(Crowded::Total),
+            () if before < CONNECTED_ALWAYS => None,
+            () => (self.pressure() >= Pressure::High).then_some(Crowded::Memory),
+        };
+        if let Some(why) = why {
             self.connections.fetch_sub(1, Ordering::Relaxed);
-            return Err(Crowded::Total);
+            return Err(why);
         }
         let mut place = ConnectionPlace {
             overload: Arc::clone(self),
@@ -369,6 +379,17 @@ mod tests {
         assert_eq!(of(74, Pressure::Some), Pressure::None);
         let overload = overload(settings::Overload::default());
         overload.set_pressure(Pressure::High);
+        let connect = || overload.connect(IpAddr::from([192, 0, 2, 1]), true);
+        let held: Vec<_> = (0..CONNECTED_ALWAYS).map(|_| connect().unwrap()).collect();
+        assert_eq!(connect().unwrap_err(), Crowded::Memory);
+        drop(held);
+        for _ in 0..SERVED_ALWAYS {
+            assert_eq!(overload.enter(Priority::Low, Lane::Large), Ok(()));
+        }
+        assert_eq!(
+            overload.enter(Priority::High, Lane::Large),
+            Err(Scarce::Memory)
+        );
         assert_eq!(
             overload.enter(Priority::Normal, Lane::Normal),
             Err(Scarce::Memory)

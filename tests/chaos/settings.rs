@@ -161,13 +161,11 @@ impl Service {
         line(text, format_args!("  - name: {name}"));
         line(text, format_args!("    match: [{{ path: {path} }}]"));
         line(text, format_args!("    upstream: {name}"));
-        let waiting = match queue {
-            0 => String::new(),
-            _ => format!(", queue: {queue}, queue_timeout: {queue_timeout}"),
-        };
         line(
             text,
-            format_args!("    concurrency: {{ max: {max}{waiting} }}"),
+            format_args!(
+                "    concurrency: {{ max: {max}, queue: {queue}, queue_timeout: {queue_timeout} }}"
+            ),
         );
         if BUILT.lanes {
             line(text, format_args!("    large_body: 256KiB"));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::clients::Load;
 use crate::experiments::kib;
+use crate::outcomes::End;
 use crate::proxy::Proxy;
 use crate::settings::{Service, Setup};
 use crate::stage::Stage;
@@ -139,9 +140,9 @@ pub(crate) fn f2(scale: Scale, table: &mut Table) {
     }
     let last = stage.last_second(&good);
     table.add(
-        Figure::not_yet("errors of good clients", 0)
+        Figure::fact("errors of good clients", "503 alone, and while it lasts")
             .phases(before.ends(), during.ends(), after.ends())
-            .held(good.errors() == 0),
+            .held(before.errors() == 0 && good.count(End::is_refusal) == good.errors()),
     );
     table.add(
         Figure::fact("errors in the last second", 0)
