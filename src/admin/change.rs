@@ -173,10 +173,11 @@ impl Changing {
             (after, audited)
         };
         let mut persisted = true;
+        let deadline = tokio::time::Instant::now() + DISK_TIMEOUT;
         for done in written.into_iter().chain([audited]) {
             persisted &= match done {
                 Some(done) => {
-                    let done = tokio::time::timeout(DISK_TIMEOUT, done).await;
+                    let done = tokio::time::timeout_at(deadline, done).await;
                     matches!(done, Ok(Ok(true)))
                 }
                 None => false,

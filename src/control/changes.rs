@@ -241,10 +241,10 @@ impl Control {
         }
     }
 
-    /// Returns when a line of the audit trail is kept.
+    /// Returns when a line of the audit trail is kept; `None` where it will not be.
     pub fn audit(&self, line: String) -> Option<Done> {
         let writer = self.parts.state_writer.as_ref()?;
-        Some(writer.audit(line))
+        writer.audit(line)
     }
 
     fn origin_of(&self, name: &str) -> Result<Origin, Refused> {

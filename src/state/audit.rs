@@ -17,9 +17,6 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 /// How many old ones are kept.
 const OLD_FILES_MAX: usize = 4;
 
-/// The most lines that wait for a disk that takes none; the oldest go first.
-const WAITING_MAX: usize = 1000;
-
 /// The most bytes at the end of the file that are read to show its last lines.
 const SHOWN_BYTES_MAX: u64 = 1 << 20;
 
@@ -27,7 +24,8 @@ const SHOWN_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct AuditFile {
     path: PathBuf,
-    waiting: VecDeque<String>,
+    /// Whether the last write failed, so that its beginning may be there.
+    is_torn: bool,
 }
 
 impl AuditFile {
@@ -51,7 +49,7 @@ impl AuditFile {
         }
         Self {
             path,
-            waiting: VecDeque::new(),
+            is_torn: false,
         }
     }
 
@@ -60,32 +58,16 @@ impl AuditFile {
         &self.path
     }
 
-    /// Returns whether lines wait to be written.
-    pub fn is_behind(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// Adds a line: JSON, without its end. When this has returned without an error it is on the disk.
-    ///
-    /// # Errors
-    ///
-    /// The disk is full, or the folder may not be written. The line waits then.
-    pub fn append(&mut self, line: String) -> io::Result<()> {
-        if self.waiting.len() >= WAITING_MAX {
-            self.waiting.pop_front();
-        }
-        self.waiting.push_back(line);
-        self.catch_up()
-    }
-
-    /// Writes the lines that wait.
+    /// Adds lines: JSON, without their ends. When this has returned without an error they are on the
+    /// disk; otherwise none is.
     ///
     /// # Errors
     ///
     /// The disk is full, or the folder may not be written.
-    pub fn catch_up(&mut self) -> io::Result<()> {
-        if self.waiting.is_empty() {
-            return Ok(());
+    pub fn append<'l>(&mut self, lines: impl IntoIterator<Item = &'l str>) -> io::Result<()> {
+        if self.is_torn {
+            cut_last(&self.path)?;
+            self.is_torn = false;
         }
         self.rotate()?;
         let mut file = OpenOptions::new()
@@ -94,20 +76,13 @@ impl AuditFile {
             .mode(0o600)
             .open(&self.path)?;
         let before = file.metadata()?.len();
-        let text: String = self
-            .waiting
-            .iter()
-            .map(|line| with_checksum(line))
-            .collect();
-        if let Err(error) = file
-            .write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-        {
+        let text: String = lines.into_iter().map(with_checksum).collect();
+        let written = file.write_all(text.as_bytes());
+        if let Err(error) = written.and_then(|()| file.sync_all()) {
             // A part of a line must not become the beginning of the next one.
-            drop(file.set_len(before));
+            self.is_torn = file.set_len(before).is_err();
             return Err(error);
         }
-        self.waiting.clear();
         Ok(())
     }
 
@@ -205,7 +180,9 @@ mod tests {
         let folder = folder("audit-lines");
         let mut audit = AuditFile::new(&folder);
         for number in 0..5 {
-            audit.append(format!("{{\"n\":{number}}}")).unwrap();
+            audit
+                .append([format!("{{\"n\":{number}}}").as_str()])
+                .unwrap();
         }
         let (lines, damaged) = last_lines(&folder, 2).unwrap();
         let numbers: Vec<_> = lines.iter().map(|line| line["n"].as_u64()).collect();
@@ -217,14 +194,14 @@ mod tests {
     fn a_line_that_was_cut_off_is_cut_away_and_a_damaged_one_is_left_out() {
         let folder = folder("audit-cut");
         let mut audit = AuditFile::new(&folder);
-        audit.append("{\"n\":1}".to_owned()).unwrap();
-        audit.append("{\"n\":2}".to_owned()).unwrap();
+        audit.append(["{\"n\":1}"]).unwrap();
+        audit.append(["{\"n\":2}"]).unwrap();
         let mut bytes = fs::read(audit.path()).unwrap();
         bytes[12] ^= 1;
         bytes.extend_from_slice(b"01234567 {\"n\":");
         fs::write(audit.path(), &bytes).unwrap();
         let mut audit = AuditFile::new(&folder);
-        audit.append("{\"n\":3}".to_owned()).unwrap();
+        audit.append(["{\"n\":3}"]).unwrap();
         let (lines, damaged) = last_lines(&folder, 10).unwrap();
         let numbers: Vec<_> = lines.iter().map(|line| line["n"].as_u64()).collect();
         assert_eq!((numbers, damaged), (vec![Some(2), Some(3)], 1));
@@ -237,7 +214,7 @@ mod tests {
         let mut audit = AuditFile::new(&folder);
         let line = format!("{{\"n\":\"{}\"}}", "x".repeat(1 << 20));
         for _ in 0..60 {
-            audit.append(line.clone()).unwrap();
+            audit.append([line.as_str()]).unwrap();
         }
         let files = fs::read_dir(&folder).unwrap().count();
         assert_eq!(files, 1 + OLD_FILES_MAX);

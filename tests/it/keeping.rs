@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -177,4 +178,25 @@ fn a_disk_that_takes_nothing_stops_no_change_and_is_caught_up_with() {
     });
     let kept = fs::read_to_string(&file).expect("it was written");
     assert!(kept.contains("acme"), "{kept}");
+}
+
+/// A pipe that nobody reads, where the draft of a file would be, stands for a disk that does not answer.
+#[test]
+fn a_disk_that_hangs_does_not_hold_up_the_end() {
+    let upstream = Upstream::recording();
+    let mut process = Process::start(&Setup::to(upstream.address));
+    let state = process.folder.path().join("state");
+    let pipe = state.join(format!("operator-rules.json.draft-{}", process.id()));
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.is_ok_and(|status| status.success()));
+    let (status, added) = try_send(process.admin, "POST", "/api/v1/rules", RULE).expect("in time");
+    assert_eq!((status, &added["persisted"]), (201, &json!(false)));
+    assert_eq!(process.metric("tidegate_state_writable"), 0);
+    process.signal("TERM");
+    assert!(process.ended().success());
+    let log = process.log();
+    let lost = log.lines().find(|line| line.contains("\"lost\""));
+    let lost = lost.unwrap_or_else(|| panic!("it is said: {log}"));
+    assert!(lost.contains("operator-rules.json"), "{lost}");
+    assert!(lost.contains("lines of the audit trail"), "{lost}");
 }
