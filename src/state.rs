@@ -1,6 +1,6 @@
 //! What is kept under `state`: the key under which secrets and attribute values are hashed ([`identity_key`]),
 //! what the detector has learnt ([`detector`]), its rules and the incidents ([`detected`]), operators' rules
-//! and the audit trail ([`audit`]). Files are whole or not at all ([`kept`]); what waits to be written
+//! and the audit trail ([`audit`]). Files are whole or not at all ([`kept`], [`place`]); what waits to be written
 //! ([`orders`]) is written by one thread ([`writer`]).
 
 mod audit;
@@ -8,6 +8,7 @@ mod detected;
 mod detector;
 mod kept;
 mod orders;
+mod place;
 mod writer;
 
 use std::fs;

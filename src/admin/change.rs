@@ -342,7 +342,11 @@ fn refusal(refused: &Refused) -> Answer {
         Refused::Wrong(_) => 422,
         Refused::Unknown(_) => 404,
         Refused::NotWritten(..) => 507,
-        Refused::Taken(_) | Refused::InAFile(_) | Refused::NotDetected(..) | Refused::Full => 409,
+        Refused::Taken(_)
+        | Refused::InAFile(_)
+        | Refused::NotDetected(..)
+        | Refused::Full
+        | Refused::TooMuch => 409,
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
     let problems: Vec<Value> = match refused {

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::place::Place;
+
 /// How often what failed is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 
@@ -44,6 +46,7 @@ pub(super) struct Orders {
 /// A file, whole.
 #[derive(Debug)]
 struct Whole {
+    place: Place,
     parts: Vec<Vec<u8>>,
     waiters: Vec<Waiter>,
     /// When it was ordered first: the oldest is written first, however often it is ordered again.
@@ -87,7 +90,7 @@ pub(super) enum Job {
 /// A file to be written, and who waits for it.
 #[derive(Debug)]
 pub(super) struct WholeFile {
-    pub(super) path: PathBuf,
+    pub(super) place: Place,
     pub(super) parts: Vec<Vec<u8>>,
     waiters: Vec<Waiter>,
     number: u64,
@@ -96,10 +99,11 @@ pub(super) struct WholeFile {
 impl Orders {
     /// Has a file written. What waits for the same file is not written any more; who waits for that is
     /// told when this is on the disk.
-    pub(super) fn put_file(&mut self, path: &Path, parts: Vec<Vec<u8>>) -> Done {
+    pub(super) fn put_file(&mut self, place: &Place, parts: Vec<Vec<u8>>) -> Done {
         let (waiter, done) = oneshot::channel();
         self.number += 1;
-        let whole = self.files.entry(path.to_owned()).or_insert(Whole {
+        let whole = self.files.entry(place.path().to_owned()).or_insert(Whole {
+            place: place.clone(),
             parts: Vec::new(),
             waiters: Vec::new(),
             number: self.number,
@@ -151,9 +155,9 @@ impl Orders {
         let oldest = new.min_by_key(|(_, whole)| whole.number);
         let path = oldest.map(|(path, _)| path.clone());
         if let Some((path, whole)) = path.and_then(|path| self.files.remove_entry(&path)) {
-            self.under_way = Some(UnderWay::Whole(path.clone()));
+            self.under_way = Some(UnderWay::Whole(path));
             return Next::Write(Job::Whole(WholeFile {
-                path,
+                place: whole.place,
                 parts: whole.parts,
                 waiters: whole.waiters,
                 number: whole.number,
@@ -194,19 +198,21 @@ impl Orders {
         self.retry_at.get_or_insert(now + RETRY_EVERY);
         match job {
             Job::Whole(mut file) => {
-                if let Some(newer) = self.files.get_mut(&file.path) {
+                if let Some(newer) = self.files.get_mut(file.place.path()) {
                     newer.waiters.append(&mut file.waiters);
                     newer.number = file.number;
                     return;
                 }
                 tell(file.waiters, false);
+                let path = file.place.path().to_owned();
                 let whole = Whole {
+                    place: file.place,
                     parts: file.parts,
                     waiters: Vec::new(),
                     number: file.number,
                     is_new: false,
                 };
-                self.files.insert(file.path, whole);
+                self.files.insert(path, whole);
             }
             Job::Lines(mut lines) => {
                 tell(
@@ -274,6 +280,10 @@ mod tests {
 
     use super::*;
 
+    fn place(name: &str) -> Place {
+        Place::new(Path::new(""), name)
+    }
+
     fn parts(number: usize) -> Vec<Vec<u8>> {
         vec![number.to_string().into_bytes()]
     }
@@ -287,7 +297,7 @@ mod tests {
 
     fn path_of(job: &Job) -> &Path {
         match job {
-            Job::Whole(file) => &file.path,
+            Job::Whole(file) => file.place.path(),
             Job::Lines(_) => panic!("a file is next"),
         }
     }
@@ -298,7 +308,7 @@ mod tests {
     fn the_newest_content_of_a_file_waits_however_many_were_ordered() {
         let mut orders = Orders::default();
         let dones: Vec<Done> = (0..1000)
-            .map(|number| orders.put_file(Path::new("a"), parts(number)))
+            .map(|number| orders.put_file(&place("a"), parts(number)))
             .collect();
         let Job::Whole(file) = write(&mut orders, Instant::now()) else {
             panic!("a file was ordered");
@@ -315,14 +325,14 @@ mod tests {
     #[test]
     fn what_failed_is_tried_again_by_the_clock_though_other_orders_come_all_the_time() {
         let (mut orders, began) = (Orders::default(), Instant::now());
-        let mut done = orders.put_file(Path::new("rules"), parts(0));
+        let mut done = orders.put_file(&place("rules"), parts(0));
         let job = write(&mut orders, began);
         orders.failed(job, began);
         assert_eq!(done.try_recv(), Ok(false));
         let mut tried = Vec::new();
         for step in 1..=9 {
             let now = began + Duration::from_millis(500) * step;
-            drop(orders.put_file(Path::new("incidents"), parts(1)));
+            drop(orders.put_file(&place("incidents"), parts(1)));
             while let Next::Write(job) = orders.next(now) {
                 if path_of(&job) == Path::new("rules") {
                     tried.push(step);
@@ -339,9 +349,9 @@ mod tests {
     #[test]
     fn who_waits_for_a_content_that_failed_is_told_of_the_newer_one() {
         let (mut orders, now) = (Orders::default(), Instant::now());
-        let mut older = orders.put_file(Path::new("a"), parts(0));
+        let mut older = orders.put_file(&place("a"), parts(0));
         let job = write(&mut orders, now);
-        let mut newer = orders.put_file(Path::new("a"), parts(1));
+        let mut newer = orders.put_file(&place("a"), parts(1));
         orders.failed(job, now);
         assert!(older.try_recv().is_err(), "nothing is known yet");
         let job = write(&mut orders, now);
@@ -368,7 +378,7 @@ mod tests {
     #[test]
     fn at_the_end_all_is_tried_once_more_and_then_it_is_said_what_is_lost() {
         let (mut orders, now) = (Orders::default(), Instant::now());
-        drop(orders.put_file(Path::new("a"), parts(0)));
+        drop(orders.put_file(&place("a"), parts(0)));
         drop(orders.put_line("line".to_owned()));
         for is_last in [false, true] {
             if is_last {
@@ -390,7 +400,7 @@ mod tests {
     fn a_disk_that_hangs_does_not_make_the_waiters_more_and_more() {
         let mut orders = Orders::default();
         for number in 0..100 {
-            drop(orders.put_file(Path::new("a"), parts(number)));
+            drop(orders.put_file(&place("a"), parts(number)));
         }
         assert_eq!(orders.files.values().next().unwrap().waiters.len(), 1);
     }
@@ -427,7 +437,7 @@ mod tests {
                 Job::Whole(file) => {
                     let number = String::from_utf8(file.parts.concat()).unwrap();
                     self.files
-                        .insert(file.path.clone(), number.parse().unwrap());
+                        .insert(file.place.path().to_owned(), number.parse().unwrap());
                 }
                 Job::Lines(lines) => {
                     let numbers = lines.iter().map(|line| line.text.parse::<usize>().unwrap());
@@ -455,7 +465,7 @@ mod tests {
                 match step {
                     Step::File(file) => {
                         let path = PathBuf::from(file.to_string());
-                        let done = orders.put_file(&path, parts(number));
+                        let done = orders.put_file(&place(&file.to_string()), parts(number));
                         last.insert(path.clone(), number);
                         file_waits.push((path, number, done));
                     }

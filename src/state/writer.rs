@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::DetectorFile;
 use super::audit::AuditFile;
 use super::kept::KeptFile;
 use super::orders::{Done, Job, Next, Orders};
-use super::{DetectorFile, write_whole};
 use crate::metrics::Metrics;
 
 /// How long the end of the process waits for the disk. With 30 s for requests under way and 1 s for the
@@ -69,7 +69,7 @@ impl StateWriter {
     pub fn write(&self, file: &KeptFile, content: &[u8]) -> Done {
         let parts = file.parts(content);
         self.desk
-            .order(|orders| orders.put_file(file.path(), parts))
+            .order(|orders| orders.put_file(file.place(), parts))
     }
 
     /// Has a line added to the audit trail; `None` where too many wait already.
@@ -88,14 +88,14 @@ impl StateWriter {
     /// Has a snapshot of the detector written; it is large, and left out while the last one is being
     /// written.
     pub fn snapshot(&self, make: impl FnOnce() -> Vec<u8>) {
-        let path = self.detector.path();
-        if self.desk.orders.lock().is_busy_with(path) {
+        let place = self.detector.place();
+        if self.desk.orders.lock().is_busy_with(place.path()) {
             tracing::debug!("the last snapshot of the detector is still being written");
             return;
         }
         let parts = self.detector.parts(make());
         // Whether it came to the disk is seen in the metrics.
-        drop(self.desk.order(|orders| orders.put_file(path, parts)));
+        drop(self.desk.order(|orders| orders.put_file(place, parts)));
     }
 
     /// Writes a last snapshot and waits until everything is on the disk, or for so long as the end of a
@@ -113,7 +113,7 @@ impl StateWriter {
     /// Returns what was not written.
     fn finish_within(self, snapshot: Vec<u8>, at_most: Duration) -> Vec<String> {
         let parts = self.detector.parts(snapshot);
-        let put = |orders: &mut Orders| orders.put_file(self.detector.path(), parts);
+        let put = |orders: &mut Orders| orders.put_file(self.detector.place(), parts);
         drop(self.desk.order(put));
         self.desk.order(Orders::end);
         let mut orders = self.desk.orders.lock();
@@ -178,7 +178,7 @@ impl Work {
             let written = match &job {
                 Job::Whole(file) => {
                     let parts: Vec<&[u8]> = file.parts.iter().map(Vec::as_slice).collect();
-                    write_whole(&file.path, &parts)
+                    file.place.write(&parts)
                 }
                 Job::Lines(lines) => {
                     let lines = lines.iter().map(|line| line.text.as_str());
@@ -205,7 +205,7 @@ impl Work {
 
     fn failed(&mut self, job: Job, error: &io::Error) {
         let path = match &job {
-            Job::Whole(file) => file.path.as_path(),
+            Job::Whole(file) => file.place.path(),
             Job::Lines(_) => self.audit.path(),
         };
         // Said once, when it begins; the gauge says the rest.
@@ -323,7 +323,7 @@ mod tests {
         hung.writer.snapshot(|| vec![1]);
         hung.writer.snapshot(|| panic!("one waits"));
         hung.answer();
-        let path = hung.writer.detector.path().to_owned();
+        let path = hung.writer.detector.place().path().to_owned();
         while hung.writer.desk.orders.lock().is_busy_with(&path) {
             std::thread::yield_now();
         }
