@@ -50,7 +50,7 @@ else
 	@$(CARGO) test --workspace --locked --all-targets --no-fail-fast
 endif
 
-soak: ## Runs the long tests, with the release settings: storms of changes, kills (10 minutes at most)
+soak: ## Runs the long tests, with the release settings: storms of changes, kills, files good and bad (15 minutes at most)
 	@$(CARGO) test --release --workspace --locked --test it --test memory -- --ignored --nocapture --test-threads 1
 
 # Which experiments `make chaos` runs: make chaos ONLY="U1 M2"

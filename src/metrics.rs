@@ -153,6 +153,8 @@ pub struct Metrics {
     pub state_writable: IntGauge,
     /// Writes under `state` that failed.
     pub state_write_failures_total: IntCounter,
+    /// Lines of the audit trail for which there was no room.
+    pub state_audit_lines_lost_total: IntCounter,
 }
 
 /// Registers a series. The names are constants, so a failure is a mistake in this file, which every
@@ -393,6 +395,10 @@ impl Metrics {
             state_write_failures_total: counter(
                 "tidegate_state_write_failures_total",
                 "Writes under `state` that failed, for example for want of room.",
+            ),
+            state_audit_lines_lost_total: counter(
+                "tidegate_state_audit_lines_lost_total",
+                "Changes that the audit trail will never show: too many waited for the disk.",
             ),
             registry,
         }

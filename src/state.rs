@@ -1,12 +1,14 @@
 //! What is kept under `state`: the key under which secrets and attribute values are hashed ([`identity_key`]),
 //! what the detector has learnt ([`detector`]), its rules and the incidents ([`detected`]), operators' rules
-//! and the audit trail ([`audit`]). Files are whole or not at all ([`kept`]); one thread writes all of them
-//! ([`writer`]).
+//! and the audit trail ([`audit`]). Files are whole or not at all ([`kept`], [`place`]); what waits to be written
+//! ([`orders`]) is written by one thread ([`writer`]).
 
 mod audit;
 mod detected;
 mod detector;
 mod kept;
+mod orders;
+mod place;
 mod writer;
 
 use std::fs;
@@ -20,7 +22,8 @@ pub use audit::{AuditFile, last_lines};
 pub use detected::DetectedFile;
 pub use detector::DetectorFile;
 pub use kept::{Found, KeptFile};
-pub use writer::{Done, StateWriter};
+pub use orders::Done;
+pub use writer::StateWriter;
 
 /// The file of the key, under the state folder. Readable by its owner only.
 const KEY_FILE: &str = "identity.key";

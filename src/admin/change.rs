@@ -173,10 +173,11 @@ impl Changing {
             (after, audited)
         };
         let mut persisted = true;
+        let deadline = tokio::time::Instant::now() + DISK_TIMEOUT;
         for done in written.into_iter().chain([audited]) {
             persisted &= match done {
                 Some(done) => {
-                    let done = tokio::time::timeout(DISK_TIMEOUT, done).await;
+                    let done = tokio::time::timeout_at(deadline, done).await;
                     matches!(done, Ok(Ok(true)))
                 }
                 None => false,
@@ -341,7 +342,11 @@ fn refusal(refused: &Refused) -> Answer {
         Refused::Wrong(_) => 422,
         Refused::Unknown(_) => 404,
         Refused::NotWritten(..) => 507,
-        Refused::Taken(_) | Refused::InAFile(_) | Refused::NotDetected(..) | Refused::Full => 409,
+        Refused::Taken(_)
+        | Refused::InAFile(_)
+        | Refused::NotDetected(..)
+        | Refused::Full
+        | Refused::TooMuch => 409,
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
     let problems: Vec<Value> = match refused {

@@ -10,7 +10,7 @@ use tidegate_engine::rules::{DETECTED_PREFIX, Mode, Origin, Rules, whole_rule};
 use tidegate_engine::rules_file::RulesFile;
 use tidegate_engine::verdict::Name;
 
-use super::operator::{OPERATOR_RULES_MAX, OperatorRule, names};
+use super::operator::{OPERATOR_BYTES_MAX, OPERATOR_RULES_MAX, OperatorRule, names};
 use super::{Control, promote};
 use crate::state::Done;
 
@@ -41,6 +41,12 @@ pub enum Refused {
     /// Too many rules.
     #[error("there are {OPERATOR_RULES_MAX} rules of operators; revoke some, or write a file")]
     Full,
+    /// Too long rules.
+    #[error(
+        "with this one the rules of operators would take more than {} MiB; revoke some, or write a file",
+        OPERATOR_BYTES_MAX >> 20
+    )]
+    TooMuch,
     /// The rules folder cannot be written.
     #[error("the file was not written: {1}; put this text into the rules folder yourself:\n{0}")]
     NotWritten(String, io::Error),
@@ -92,6 +98,9 @@ impl Control {
         }
         if self.parts.operator.is_full() {
             return Err(Refused::Full);
+        }
+        if self.parts.operator.is_too_much(&rule) {
+            return Err(Refused::TooMuch);
         }
         let policy = self.policy();
         let preview = Preview::of(&rule.rule, &self.parts.setup.recent, policy.schema(), now);
@@ -248,10 +257,10 @@ impl Control {
         }
     }
 
-    /// Returns when a line of the audit trail is kept.
+    /// Returns when a line of the audit trail is kept; `None` where it will not be.
     pub fn audit(&self, line: String) -> Option<Done> {
         let writer = self.parts.state_writer.as_ref()?;
-        Some(writer.audit(line))
+        writer.audit(line)
     }
 
     fn origin_of(&self, name: &str) -> Result<Origin, Refused> {

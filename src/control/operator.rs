@@ -22,6 +22,13 @@ pub const OPERATOR_RULES_MAX: usize = 10_000;
 /// The longest text of one rule, in bytes.
 pub const RULE_BYTES_MAX: usize = 64 << 10;
 
+/// The most bytes of all of them in the file: 10,000 rules of three KiB each. All are written whenever one
+/// changes, and no larger file is read than twice of this.
+pub const OPERATOR_BYTES_MAX: usize = 32 << 20;
+
+/// What a rule takes in the file besides its text, at most: names, two times, a flag.
+const BESIDES_BYTES_MAX: usize = 256;
+
 /// What a rule that was given over the API is called in problems.
 const PLACE: &str = "rule";
 
@@ -36,6 +43,9 @@ struct Kept {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<String>,
     created: String,
+    /// What it takes in the file, at most.
+    #[serde(skip)]
+    bytes: usize,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -68,6 +78,7 @@ impl OperatorRule {
             shadow: None,
             until: rule.until.map(rfc3339),
             created: rfc3339(now),
+            bytes: bytes_of(text),
         };
         Ok(Self { rule, kept })
     }
@@ -85,6 +96,13 @@ impl OperatorRule {
         }
         Ok(Self { rule, kept })
     }
+}
+
+/// Returns how many bytes a rule of this text takes in the file, at most.
+fn bytes_of(text: &str) -> usize {
+    // No byte takes more than `\u0000` does.
+    let text = serde_json::to_string(text).map_or(6 * text.len(), |text| text.len());
+    text + BESIDES_BYTES_MAX
 }
 
 fn mode_of(shadow: bool) -> Mode {
@@ -109,13 +127,16 @@ impl OperatorRules {
     /// looked at.
     pub fn load(folder: &Path, vocabulary: &mut Vocabulary, files: &Rules) -> Self {
         let file = KeptFile::new(folder, FILE, "operator-rules", VERSION);
-        let content = match file.read() {
-            Found::Nothing | Found::Unusable(_) => Content::default(),
+        let mut content = match file.read() {
+            Found::Nothing | Found::Unusable(_) | Found::Unreadable(_) => Content::default(),
             Found::Content(content) => serde_json::from_slice(&content).unwrap_or_else(|error| {
                 file.set_aside(&error.to_string());
                 Content::default()
             }),
         };
+        for kept in &mut content.rules {
+            kept.bytes = bytes_of(&kept.text);
+        }
         let mut loaded = Self {
             file,
             rules: Vec::new(),
@@ -181,6 +202,13 @@ impl OperatorRules {
     /// Returns whether there is no room for another.
     pub fn is_full(&self) -> bool {
         self.rules.len() + self.idle.len() >= OPERATOR_RULES_MAX
+    }
+
+    /// Returns whether this rule would make the file too large.
+    pub fn is_too_much(&self, rule: &OperatorRule) -> bool {
+        let kept = self.rules.iter().map(|rule| &rule.kept).chain(&self.idle);
+        let bytes: usize = kept.map(|kept| kept.bytes).sum();
+        bytes + rule.kept.bytes > OPERATOR_BYTES_MAX
     }
 
     /// Forgets the rules whose time is over.
@@ -263,6 +291,37 @@ mod tests {
             [("a", Mode::Enforce, until), ("b", Mode::Shadow, None)]
         );
         assert!(again.rules().all(|rule| rule.origin == Origin::Operator));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// Ten thousand rules of 64 KiB used to be acknowledged, and their file refused at the next start.
+    #[test]
+    fn rules_that_would_not_be_read_again_are_not_added() {
+        let folder = folder("operator-bytes");
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let load = || OperatorRules::load(&folder, &mut vocabulary(), &Rules::default());
+        let mut rules = load();
+        // Each byte of the comment takes two in the file.
+        let text = "{ name: r, when: { method: PUT }, action: block, ttl: 1h } # ".to_owned()
+            + &"\"".repeat(RULE_BYTES_MAX - 100);
+        let rule = OperatorRule::read(&text, &mut vocabulary(), now).unwrap();
+        let mut added = 0;
+        while !rules.is_too_much(&rule) {
+            rules.add(rule.clone());
+            added += 1;
+        }
+        assert!(added > 200, "{added}");
+        let small = OperatorRule::read(
+            "{ name: s, when: { method: PUT }, action: block }",
+            &mut vocabulary(),
+            now,
+        );
+        assert!(!rules.is_too_much(&small.unwrap()));
+        assert!(rules.content(now).len() <= OPERATOR_BYTES_MAX);
+        write(&rules, now);
+        let again = load();
+        assert_eq!(again.rules().count(), added);
+        assert!(again.is_too_much(&rule), "after a restart, too");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

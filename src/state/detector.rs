@@ -1,12 +1,13 @@
 //! What the detector has learnt: read at the start, written each minute and at the end. A file that
 //! cannot be used is set aside, and the detector learns anew.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tidegate_engine::detect::{Detector, SNAPSHOT_BYTES_MAX};
 use tidegate_engine::request::HashKey;
+
+use super::place::Place;
 
 /// The file, under the state folder. It holds keyed hashes and counts; readable by its owner only.
 const FILE: &str = "detector.state";
@@ -17,7 +18,7 @@ const KEY_CHECK: &[u8] = b"tidegate detector.state";
 /// The file of what the detector has learnt.
 #[derive(Clone, Debug)]
 pub struct DetectorFile {
-    path: PathBuf,
+    place: Place,
     check: [u8; 8],
 }
 
@@ -25,50 +26,42 @@ impl DetectorFile {
     /// Names the file under the state folder, for hashes of this key.
     pub fn new(folder: &Path, key: &HashKey) -> Self {
         Self {
-            path: folder.join(FILE),
+            place: Place::new(folder, FILE),
             check: key.hash(KEY_CHECK).to_le_bytes(),
         }
     }
 
     /// Gives the detector what was kept. What cannot be used is set aside under another name, and said.
     pub fn restore(&self, detector: &mut Detector) {
-        let why = match self.read() {
+        let restored = match self.read() {
             Ok(None) => return,
-            Ok(Some(snapshot)) => match detector.restore(&snapshot) {
-                Ok(()) => {
-                    tracing::info!(
-                        trained_seconds = detector.trained().as_secs(),
-                        "the detector goes on with what it had learnt"
-                    );
-                    return;
-                }
-                Err(error) => error.to_string(),
-            },
-            Err(error) => error.to_string(),
+            Ok(Some(snapshot)) => detector
+                .restore(&snapshot)
+                .map_err(|error| error.to_string()),
+            // It is still there, and was said to be.
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => return,
+            Err(error) => Err(error.to_string()),
         };
-        let aside = self.path.with_extension("state.unusable");
-        let moved = fs::rename(&self.path, &aside);
-        tracing::warn!(
-            path = %self.path.display(),
-            moved_to = %aside.display(),
-            moved = moved.is_ok(),
-            why,
-            "what the detector had learnt cannot be used; it learns anew, and blocks nothing until \
-             `detection.warmup` is over"
-        );
+        match restored {
+            Ok(()) => tracing::info!(
+                trained_seconds = detector.trained().as_secs(),
+                "the detector goes on with what it had learnt"
+            ),
+            Err(why) => {
+                self.place.set_aside(&why);
+                tracing::warn!(
+                    "what the detector had learnt cannot be used; it learns anew, and blocks nothing \
+                     until `detection.warmup` is over"
+                );
+            }
+        }
     }
 
     fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        let length = match fs::metadata(&self.path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let bytes_max = (SNAPSHOT_BYTES_MAX + self.check.len()) as u64;
+        let Some(bytes) = self.place.read(bytes_max)? else {
+            return Ok(None);
         };
-        if length > (SNAPSHOT_BYTES_MAX + self.check.len()) as u64 {
-            let text = format!("{length} bytes are more than it ever has");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        let bytes = fs::read(&self.path)?;
         match bytes.strip_prefix(&self.check) {
             Some(snapshot) => Ok(Some(snapshot.to_vec())),
             None => Err(io::Error::new(
@@ -79,8 +72,8 @@ impl DetectorFile {
     }
 
     /// Returns where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Returns what stands in the file for this snapshot, in parts.
@@ -91,6 +84,7 @@ impl DetectorFile {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Arc;
 
@@ -100,7 +94,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
     use crate::state::tests::folder;
-    use crate::state::{AuditFile, StateWriter, write_whole};
+    use crate::state::{AuditFile, StateWriter};
 
     fn detector() -> Detector {
         Detector::new(Arc::new(Schema::built_in()), DetectionSpec::default(), 1)
@@ -116,10 +110,13 @@ mod tests {
         let snapshot = detector().snapshot();
         writer.finish(snapshot.clone());
         assert_eq!(file.read().unwrap(), Some(snapshot));
-        let mode = fs::metadata(&file.path).unwrap().permissions().mode();
+        let mode = fs::metadata(file.place.path())
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         file.restore(&mut detector());
-        assert!(file.path.exists());
+        assert!(file.place.path().exists());
         fs::remove_dir_all(&folder).unwrap();
     }
 
@@ -129,16 +126,16 @@ mod tests {
         let file = DetectorFile::new(&folder, &HashKey::from_seed(1));
         let mut damaged = detector().snapshot();
         *damaged.last_mut().unwrap() ^= 1;
-        let write = |snapshot: &[u8]| write_whole(&file.path, &[&file.check, snapshot]).unwrap();
+        let write = |snapshot: &[u8]| file.place.write(&[&file.check, snapshot]).unwrap();
         write(&damaged);
         file.restore(&mut detector());
-        assert!(!file.path.exists());
+        assert!(!file.place.path().exists());
         assert!(folder.join("detector.state.unusable").exists());
 
         write(&detector().snapshot());
         let other = DetectorFile::new(&folder, &HashKey::from_seed(2));
         other.restore(&mut detector());
-        assert!(!file.path.exists());
+        assert!(!file.place.path().exists());
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -1,20 +1,22 @@
 //! Files that are there whole or not at all: a first line with kind, version, length and checksum, then
-//! the content. What cannot be used is set aside under another name, and said.
+//! the content. What is damaged is set aside under another name, and said.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::place::Place;
 
 /// The longest first line, in bytes.
 const HEAD_BYTES_MAX: usize = 128;
 
-/// The most bytes that are read: what is larger was never written here.
+/// The most bytes that are read: what is larger was never written here. Operators' rules take half of it
+/// at most, and 128 incidents a few hundred KiB.
 const CONTENT_BYTES_MAX: u64 = 64 << 20;
 
 /// One file under `state`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct KeptFile {
-    path: PathBuf,
+    place: Place,
     kind: &'static str,
     version: u32,
 }
@@ -28,13 +30,15 @@ pub enum Found {
     Content(Vec<u8>),
     /// A file that cannot be used, and why. It was moved away, if that was possible.
     Unusable(String),
+    /// A file that cannot be read, and why. It is still there; what is written next sets it aside.
+    Unreadable(String),
 }
 
 impl KeptFile {
     /// Names a file under the state folder.
     pub fn new(folder: &Path, name: &str, kind: &'static str, version: u32) -> Self {
         Self {
-            path: folder.join(name),
+            place: Place::new(folder, name),
             kind,
             version,
         }
@@ -42,48 +46,36 @@ impl KeptFile {
 
     /// Returns where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.path()
     }
 
-    /// Reads the file; one that cannot be used is set aside.
+    /// Returns its place.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Reads the file; one that is damaged is set aside.
     pub fn read(&self) -> Found {
-        let why = match self.content() {
-            Ok(None) => return Found::Nothing,
-            Ok(Some(content)) => return Found::Content(content),
-            Err(error) => error.to_string(),
-        };
-        Found::Unusable(self.set_aside(&why))
+        match self.content() {
+            Ok(None) => Found::Nothing,
+            Ok(Some(content)) => Found::Content(content),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Found::Unusable(self.set_aside(&error.to_string()))
+            }
+            Err(error) => Found::Unreadable(error.to_string()),
+        }
     }
 
     /// Moves the file away because of `why`, and says so. Returns `why` with where it is now.
     pub fn set_aside(&self, why: &str) -> String {
-        let mut aside = self.path.as_os_str().to_owned();
-        aside.push(".unusable");
-        let aside = PathBuf::from(aside);
-        let moved = match fs::rename(&self.path, &aside) {
-            Ok(()) => format!("it is kept as {}", aside.display()),
-            Err(error) => format!("it cannot be moved away: {error}"),
-        };
-        tracing::error!(
-            path = %self.path.display(),
-            why,
-            moved,
-            "a file of the state folder cannot be used; the rest is"
-        );
-        format!("{}: {why}; {moved}", self.path.display())
+        self.place.set_aside(why)
     }
 
     fn content(&self) -> io::Result<Option<Vec<u8>>> {
         let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
-        let length = match fs::metadata(&self.path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(bytes) = self.place.read(CONTENT_BYTES_MAX)? else {
+            return Ok(None);
         };
-        if length > CONTENT_BYTES_MAX {
-            return Err(invalid(format!("{length} bytes are more than it ever has")));
-        }
-        let bytes = fs::read(&self.path)?;
         let head_end = bytes
             .iter()
             .take(HEAD_BYTES_MAX)
@@ -131,14 +123,15 @@ impl KeptFile {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::state::tests::folder;
-    use crate::state::write_whole;
 
     fn write(file: &KeptFile, content: &[u8]) {
         let parts = file.parts(content);
         let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        write_whole(&file.path, &parts).unwrap();
+        file.place.write(&parts).unwrap();
     }
 
     fn file(folder: &Path) -> KeptFile {
@@ -163,14 +156,14 @@ mod tests {
         let folder = folder("kept-damage");
         let file = file(&folder);
         write(&file, b"content");
-        let whole = fs::read(&file.path).unwrap();
+        let whole = fs::read(file.path()).unwrap();
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 4;
             for damaged in [damaged, whole[..at].to_vec()] {
-                fs::write(&file.path, &damaged).unwrap();
+                fs::write(file.path(), &damaged).unwrap();
                 assert!(matches!(file.read(), Found::Unusable(_)), "{at}");
-                assert!(!file.path.exists());
+                assert!(!file.path().exists());
                 let aside = folder.join("rules.kept.unusable");
                 assert_eq!(fs::read(aside).unwrap(), damaged);
             }

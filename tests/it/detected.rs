@@ -1,13 +1,15 @@
 //! The whole life of a detected rule, over real sockets: a loop is found, suggested, approved, seen by who
-//! is refused, promoted into a file, revoked.
+//! is refused, promoted into a file, revoked; and it outlives the process.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::changes::send;
-use super::harness::{Proxy, Setup, Upstream, eventually};
+use super::harness::{Process, Proxy, Setup, Upstream, Wire, eventually};
+use super::keeping::try_send;
 
 /// A request of a device behind an address of its own.
 fn request(app: &str, number: u32) -> String {
@@ -40,8 +42,8 @@ impl World {
         }
     }
 
-    fn calm(&self, proxy: &Proxy) {
-        let mut client = proxy.client();
+    fn calm(&self, address: SocketAddr) {
+        let mut client = Wire::connect(address);
         while !self.is_over.load(Ordering::Relaxed) {
             for number in 1..=20 {
                 client.exchange(request("calm", number));
@@ -50,11 +52,11 @@ impl World {
         }
     }
 
-    fn looping(&self, proxy: &Proxy) {
+    fn looping(&self, address: SocketAddr) {
         while !self.loops.load(Ordering::Relaxed) && !self.is_over.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mut client = proxy.client();
+        let mut client = Wire::connect(address);
         while !self.is_over.load(Ordering::Relaxed) {
             for number in 101..=120 {
                 client.exchange(request("loop", number));
@@ -86,28 +88,42 @@ fn timeline(proxy: &Proxy) -> Vec<String> {
     moments.into_iter().flatten().filter_map(word).collect()
 }
 
-fn start(upstream: std::net::SocketAddr, mode: &str) -> Proxy {
-    let service = format!(
-        "services: [{{ name: chat, match: [{{ path: / }}], upstream: chat, detection: {{ mode: {mode} }} }}]"
-    );
-    Setup {
-        trusted_proxies: "[127.0.0.0/8]",
-        services: &service,
-        detection: &format!("mode: {mode}, warmup: 1s"),
-        ..Setup::to(upstream)
+const SUGGESTING: Modes = Modes {
+    service: "services: [{ name: chat, match: [{ path: / }], upstream: chat, detection: { mode: suggest } }]",
+    detection: "mode: suggest, warmup: 1s",
+};
+
+const OFF: Modes = Modes {
+    service: "services: [{ name: chat, match: [{ path: / }], upstream: chat, detection: { mode: off } }]",
+    detection: "mode: off, warmup: 1s",
+};
+
+/// What the detector may do.
+struct Modes {
+    service: &'static str,
+    detection: &'static str,
+}
+
+impl Modes {
+    fn setup(&self, upstream: SocketAddr) -> Setup<'static> {
+        Setup {
+            trusted_proxies: "[127.0.0.0/8]",
+            services: self.service,
+            detection: self.detection,
+            ..Setup::to(upstream)
+        }
     }
-    .start()
 }
 
 #[test]
 fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time() {
     let upstream = Upstream::recording();
-    let proxy = start(upstream.address, "suggest");
+    let proxy = SUGGESTING.setup(upstream.address).start();
     let world = World::new();
     std::thread::scope(|scope| {
         let _end = End(&world);
-        scope.spawn(|| world.calm(&proxy));
-        scope.spawn(|| world.looping(&proxy));
+        scope.spawn(|| world.calm(proxy.address()));
+        scope.spawn(|| world.looping(proxy.address()));
         eventually("what is normal is known", || {
             let status = proxy.admin("/api/v1/status").json();
             status["detection"]["trained_s"].as_f64() > Some(4.0)
@@ -180,12 +196,12 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
 #[test]
 fn without_detection_the_same_loop_meets_no_rule() {
     let upstream = Upstream::recording();
-    let proxy = start(upstream.address, "off");
+    let proxy = OFF.setup(upstream.address).start();
     let world = World::new();
     std::thread::scope(|scope| {
         let _end = End(&world);
-        scope.spawn(|| world.calm(&proxy));
-        scope.spawn(|| world.looping(&proxy));
+        scope.spawn(|| world.calm(proxy.address()));
+        scope.spawn(|| world.looping(proxy.address()));
         world.loops.store(true, Ordering::Relaxed);
         let forwarded = "tidegate_requests_total{service=\"chat\",verdict=\"forward\"}";
         proxy.metric_reaches(forwarded, 3_000);
@@ -193,4 +209,84 @@ fn without_detection_the_same_loop_meets_no_rule() {
     });
     assert_eq!(proxy.admin("/api/v1/rules").json(), serde_json::json!([]));
     assert_eq!(timeline(&proxy), Vec::<String>::new());
+}
+
+/// The process, asked over its sockets.
+impl Process {
+    fn get(&self, path: &str) -> Value {
+        let answer = try_send(self.admin, "GET", path, "");
+        answer.map(|(_, body)| body).unwrap_or_default()
+    }
+
+    fn loop_rule(&self) -> Option<String> {
+        let rules = self.get("/api/v1/rules");
+        let is_of_the_loop = |rule: &&Value| rule.pointer("/when/app") == Some(&"loop".into());
+        let rule = rules.as_array()?.iter().find(is_of_the_loop)?.clone();
+        rule.get("name")?.as_str().map(str::to_owned)
+    }
+
+    fn status_of(&self, app: &str) -> u16 {
+        self.client().exchange(request(app, 110)).status()
+    }
+}
+
+/// Lets the clients ask until `until` is true.
+fn while_asked(process: &Process, world: &World, until: impl FnOnce(&World)) {
+    world.is_over.store(false, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let _end = End(world);
+        scope.spawn(|| world.calm(process.address));
+        scope.spawn(|| world.looping(process.address));
+        until(world);
+    });
+}
+
+/// In the middle of an incident the process is killed: the first request after the restart is refused,
+/// and what an operator was told is kept, is.
+#[test]
+fn a_kill_in_the_middle_of_an_incident_lets_nobody_go() {
+    let upstream = Upstream::recording();
+    let mut process = Process::start(&SUGGESTING.setup(upstream.address));
+    let world = World::new();
+    while_asked(&process, &world, |world| {
+        eventually("what is normal is known", || {
+            let trained = process.get("/api/v1/status");
+            trained["detection"]["trained_s"].as_f64() > Some(4.0)
+        });
+        world.loops.store(true, Ordering::Relaxed);
+        eventually("a rule is suggested", || process.loop_rule().is_some());
+    });
+    let name = process.loop_rule().expect("it is suggested");
+    let path = format!("/api/v1/rules/{name}");
+    assert_eq!(process.get(&path)["mode"], "shadow");
+    let approved = try_send(process.admin, "POST", &format!("{path}/approve"), "");
+    assert_eq!(approved.expect("it serves").1["persisted"], true);
+    process.signal("KILL");
+    process.start_again();
+    let rule = process.get(&path);
+    assert_eq!(
+        (&rule["mode"], &rule["origin"]),
+        (&"enforce".into(), &"detected".into())
+    );
+    let trail = process.get("/api/v1/audit");
+    assert_eq!(trail[0]["what"], "approve", "{trail}");
+
+    let kept = process.folder.path().join("state/incidents.json");
+    while_asked(&process, &world, |_| {
+        eventually("the loop is blocked, and that is kept", || {
+            let text = std::fs::read_to_string(&kept).unwrap_or_default();
+            text.contains("\"blocks\":true") && process.status_of("loop") == 403
+        });
+    });
+    let incident = process.get("/api/v1/incidents")[0]["id"].clone();
+    process.signal("KILL");
+    process.start_again();
+    assert_eq!(process.status_of("loop"), 403, "the first request of all");
+    assert_eq!(process.status_of("calm"), 200);
+    let again = process.get("/api/v1/incidents");
+    assert_eq!(
+        (&again[0]["id"], &again[0]["active"]),
+        (&incident, &true.into())
+    );
+    assert_eq!(process.get(&path)["action"], "block");
 }

@@ -21,3 +21,4 @@ mod timeouts;
 mod upstream_faults;
 mod upstream_tls;
 mod watching;
+mod watching_long;

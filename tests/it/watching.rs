@@ -7,27 +7,27 @@ use std::time::Duration;
 
 use super::harness::{Proxy, Recorder, Setup, Upstream, eventually};
 
-const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\n\r\n";
+pub(super) const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\n\r\n";
 
 /// A rules file that answers `acme` with this status.
-fn block(status: u16) -> String {
+pub(super) fn block(status: u16) -> String {
     format!("rules: [{{ name: r, when: {{ app: acme }}, action: block, status: {status} }}]\n")
 }
 
 #[track_caller]
-fn answered(proxy: &Proxy, status: u16) {
+pub(super) fn answered(proxy: &Proxy, status: u16) {
     let what = format!("a request is answered {status}");
     eventually(&what, || proxy.ask(GET).status() == status);
 }
 
-fn status(proxy: &Proxy, pointer: &str) -> serde_json::Value {
+pub(super) fn status(proxy: &Proxy, pointer: &str) -> serde_json::Value {
     let status = proxy.admin("/api/v1/status").json();
     status.pointer(pointer).cloned().unwrap_or_default()
 }
 
 /// Waits until the files were found wrong, with this in the reason; what was in force still is.
 #[track_caller]
-fn refused(proxy: &Proxy, because: &str, in_force: u16) {
+pub(super) fn refused(proxy: &Proxy, because: &str, in_force: u16) {
     let reload = || status(proxy, "/reload");
     eventually(because, || reload().to_string().contains(because));
     assert_eq!(status(proxy, "/reload/successful"), false);
@@ -35,7 +35,7 @@ fn refused(proxy: &Proxy, because: &str, in_force: u16) {
     assert_eq!(proxy.ask(GET).status(), in_force);
 }
 
-fn start(upstream: &Recorder) -> Proxy {
+pub(super) fn start(upstream: &Recorder) -> Proxy {
     let proxy = Setup {
         rules: &block(401),
         ..Setup::to(upstream.address)
