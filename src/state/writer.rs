@@ -16,6 +16,8 @@ use super::kept::KeptFile;
 use super::orders::{Done, Job, Next, Orders};
 use crate::metrics::Metrics;
 
+/// How long the thread that writes waits for an order before it looks again by itself.
+const IDLE_LOOK: Duration = Duration::from_mins(1);
 /// How long the end of the process waits for the disk. With 30 s for requests under way and 1 s for the
 /// access log it is less than the 35 s that the service manager gives.
 const FINISH_MAX: Duration = Duration::from_secs(3);
@@ -154,7 +156,9 @@ impl Desk {
                     self.changed.notify_all();
                     return None;
                 }
-                Next::Wait(None) => self.changed.wait(&mut orders),
+                Next::Wait(None) => {
+                    self.changed.wait_for(&mut orders, IDLE_LOOK);
+                }
                 Next::Wait(Some(at_most)) => {
                     self.changed.wait_for(&mut orders, at_most);
                 }
