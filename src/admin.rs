@@ -6,6 +6,8 @@ mod api;
 mod auth;
 mod change;
 mod events;
+mod explain;
+mod query;
 
 use std::cell::RefCell;
 use std::convert::Infallible;

@@ -9,18 +9,17 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use percent_encoding::percent_decode_str;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_engine::rules::Mode;
 
+use super::explain::explain;
+use super::query::{Query, WHY_CHARACTERS_MAX, shortened};
 use super::{Admin, Answer, api, json_answer, json_with, problem};
 use crate::control::changes::Refused;
 use crate::control::operator::RULE_BYTES_MAX;
-use crate::request;
 use crate::state::Done;
 
 /// How long the body of a change may take.
@@ -32,54 +31,11 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How operators say who they are; the token says only that they may.
 const OPERATOR_HEADER: &str = "x-tidegate-operator";
 
-/// The longest name of an operator, and the longest reason, in characters.
+/// The longest name of an operator, in characters.
 const WHO_CHARACTERS_MAX: usize = 100;
-const WHY_CHARACTERS_MAX: usize = 500;
 
 /// The kinds of body that are read. A page of another site cannot send them without asking first.
 const BODY_KINDS: [&str; 3] = ["application/json", "application/yaml", "application/x-yaml"];
-
-/// What the query of a change says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Query {
-    force: bool,
-    dry_run: bool,
-    origin: Option<String>,
-    reason: Option<String>,
-    name: Option<String>,
-}
-
-impl Query {
-    fn read(query: &str) -> Result<Self, String> {
-        let mut read = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
-            let spaced = value.replace('+', " ");
-            let value = percent_decode_str(&spaced)
-                .decode_utf8()
-                .map_err(|error| format!("`{pair}`: {error}"))?
-                .into_owned();
-            let flag = || match value.as_str() {
-                "true" => Ok(true),
-                "false" => Ok(false),
-                _ => Err(format!("`{key}` is `true` or `false`, and not `{value}`")),
-            };
-            match key {
-                "force" => read.force = flag()?,
-                "dry_run" => read.dry_run = flag()?,
-                "origin" => read.origin = Some(value),
-                "reason" => read.reason = Some(shortened(&value, WHY_CHARACTERS_MAX)),
-                "name" => read.name = Some(value),
-                _ => return Err(format!("`{key}` is not known here")),
-            }
-        }
-        Ok(read)
-    }
-
-    fn why(&self) -> &str {
-        self.reason.as_deref().unwrap_or_default()
-    }
-}
 
 /// One change on its way into the audit trail.
 struct Change {
@@ -401,131 +357,5 @@ fn operator(headers: &HeaderMap) -> String {
     match said {
         Some(name) if !name.trim().is_empty() => shortened(name.trim(), WHO_CHARACTERS_MAX),
         _ => "unknown".to_owned(),
-    }
-}
-
-/// Cuts a text, and makes it one line.
-fn shortened(text: &str, characters: usize) -> String {
-    let letters = text.chars().take(characters);
-    letters
-        .map(|letter| if letter.is_control() { ' ' } else { letter })
-        .collect()
-}
-
-/// A request to be explained.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    request_id: Option<String>,
-    method: Option<String>,
-    url: Option<String>,
-    #[serde(default)]
-    headers: serde_json::Map<String, Value>,
-    ip: Option<std::net::IpAddr>,
-}
-
-/// Says what a request would meet, or what one met that was refused.
-fn explain(admin: &Admin, text: &str) -> Answer {
-    let way_out = "write `{\"method\": \"GET\", \"url\": \"http://host/path\", \"headers\": {}, \"ip\": \
-                   \"192.0.2.1\"}` or `{\"request_id\": \"…\"}`";
-    let asked: Asked = match serde_json::from_str(text) {
-        Ok(asked) => asked,
-        Err(error) => {
-            return problem(
-                400,
-                &format!("the body is not what is read: {error}"),
-                way_out,
-            );
-        }
-    };
-    let control = admin.control.borrow();
-    if let Some(id) = &asked.request_id {
-        return match control.recent().refusal(id.as_bytes()) {
-            Some(refusal) => {
-                let clock = control.clock();
-                let ago = clock.now().since(refusal.at);
-                let at = clock
-                    .wall()
-                    .checked_sub(ago)
-                    .unwrap_or(SystemTime::UNIX_EPOCH);
-                json_answer(&json!({
-                    "request_id": id,
-                    "verdict": refusal.verdict,
-                    "rule": refusal.by,
-                    "at": humantime::format_rfc3339_millis(at).to_string(),
-                    "in_force": api::rule(&control, refusal.by.as_str()),
-                    "incident": api::incident_of_rule(&control, refusal.by.as_str()),
-                }))
-            }
-            None => problem(
-                404,
-                "no request of this id was refused lately",
-                "it was forwarded, is longer ago, or one of very many of its rule; the access log has all",
-            ),
-        };
-    }
-    let read = || -> Result<(Method, Uri, HeaderMap), String> {
-        let method = asked.method.as_deref().unwrap_or("GET");
-        let method = method
-            .parse()
-            .map_err(|error| format!("`{method}` is no method: {error}"))?;
-        let url = asked.url.as_deref().ok_or("`url` is missing")?;
-        let uri: Uri = url
-            .parse()
-            .map_err(|error| format!("`{url}` is no URL: {error}"))?;
-        let mut headers = HeaderMap::new();
-        for (name, value) in &asked.headers {
-            let value = value
-                .as_str()
-                .ok_or_else(|| format!("`{name}`: a header is a text"))?;
-            let name: HeaderName = name
-                .parse()
-                .map_err(|error| format!("`{name}` is no header name: {error}"))?;
-            let value: HeaderValue = value
-                .parse()
-                .map_err(|error| format!("`{value}` is no header value: {error}"))?;
-            headers
-                .try_append(name, value)
-                .map_err(|error| error.to_string())?;
-        }
-        Ok((method, uri, headers))
-    };
-    let (method, uri, headers) = match read() {
-        Ok(read) => read,
-        Err(what) => return problem(400, &what, way_out),
-    };
-    let address = asked
-        .ip
-        .unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
-    let explained = request::explain(
-        &control.setup().identify,
-        &control.policy(),
-        address,
-        (&method, &uri, &headers),
-        control.clock().now(),
-    );
-    match explained {
-        Ok(explanation) => json_answer(&json!(explanation)),
-        Err((status, detail)) => json_answer(&json!({
-            "verdict": "invalid", "status": status, "detail": detail,
-        })),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_read_or_refused() {
-        let query = Query::read("force=true&reason=loop%2C+ticket%204711&dry_run=false").unwrap();
-        assert!(query.force && !query.dry_run);
-        assert_eq!(query.why(), "loop, ticket 4711");
-        assert_eq!(Query::read("").unwrap(), Query::default());
-        for wrong in ["force=yes", "nothing=1", "reason=%ff"] {
-            assert!(Query::read(wrong).is_err(), "{wrong}");
-        }
-        let long = format!("reason={}%0a", "x".repeat(1000));
-        assert_eq!(Query::read(&long).unwrap().why().len(), WHY_CHARACTERS_MAX);
     }
 }
