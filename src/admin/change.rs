@@ -3,6 +3,7 @@
 //! A change is in force before it is kept: in an emergency a full disk must stop nobody. Whether it is
 //! kept is in the answer, as `persisted`.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -18,8 +19,9 @@ use tidegate_engine::rules::Mode;
 use super::explain::explain;
 use super::query::{Query, WHY_CHARACTERS_MAX, shortened};
 use super::{Admin, Answer, api, json_answer, json_with, problem};
-use crate::control::changes::Refused;
+use crate::control::changes::{Refused, Weighed};
 use crate::control::operator::RULE_BYTES_MAX;
+use crate::control::promote::Promotion;
 use crate::state::Done;
 
 /// How long the body of a change may take.
@@ -27,6 +29,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an answer waits for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an answer waits for a rule file, and for its line in the audit trail.
+const PROMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How operators say who they are; the token says only that they may.
 const OPERATOR_HEADER: &str = "x-tidegate-operator";
@@ -48,51 +53,93 @@ struct Change {
     before: Value,
 }
 
+/// What can be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action<'a> {
+    Explain,
+    Add,
+    RevokeDetected,
+    Revoke(&'a str),
+    Approve(&'a str),
+    Enforce(&'a str),
+    Shadow(&'a str),
+    Promote(&'a str),
+}
+
+impl<'a> Action<'a> {
+    /// Returns what is asked for at a path that is served.
+    fn of(method: &Method, path: &'a str) -> Self {
+        if path == "/api/v1/explain" {
+            return Self::Explain;
+        }
+        let Some(rest) = path.strip_prefix("/api/v1/rules/") else {
+            return if method == Method::DELETE {
+                Self::RevokeDetected
+            } else {
+                Self::Add
+            };
+        };
+        let (name, action) = rest.split_once('/').unwrap_or((rest, ""));
+        match action {
+            "" => Self::Revoke(name),
+            "approve" => Self::Approve(name),
+            "promote" => Self::Promote(name),
+            "enforce" => Self::Enforce(name),
+            _ => Self::Shadow(name),
+        }
+    }
+
+    /// Returns the keys of the query that mean something.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Explain => &[],
+            Self::Add | Self::Approve(_) | Self::Enforce(_) => &["dry_run", "force", "reason"],
+            Self::Promote(_) => &["dry_run", "force", "name", "reason"],
+            Self::RevokeDetected => &["origin", "reason"],
+            Self::Revoke(_) | Self::Shadow(_) => &["reason"],
+        }
+    }
+}
+
 /// Answers a POST or DELETE.
 pub(super) async fn change(
     admin: Rc<Admin>,
     request: Request<Incoming>,
     peer: SocketAddr,
 ) -> Answer {
-    let query = match Query::read(request.uri().query().unwrap_or_default()) {
+    let (head, body) = request.into_parts();
+    let action = Action::of(&head.method, head.uri.path());
+    let query = match Query::read(head.uri.query().unwrap_or_default(), action.keys()) {
         Ok(query) => query,
         Err(what) => {
-            let known = "dry_run, force, name, origin and reason are";
-            return problem(400, &what, known);
+            let known = match action.keys() {
+                [] => "write no query".to_owned(),
+                keys => format!("write {}", keys.join(", ")),
+            };
+            return problem(400, &what, &known);
         }
     };
-    let (head, body) = request.into_parts();
-    let path = head.uri.path().to_owned();
-    let who = operator(&head.headers);
-    if path == "/api/v1/explain" {
-        return match text_of(&head.headers, body).await {
-            Ok(text) => explain(&admin, &text),
-            Err(refusal) => refusal,
-        };
-    }
     let changing = Changing {
         admin,
         query,
-        who,
+        who: operator(&head.headers),
         peer,
     };
-    let Some(rest) = path.strip_prefix("/api/v1/rules/") else {
-        return if head.method == Method::DELETE {
-            changing.revoke_detected().await
-        } else {
-            match text_of(&head.headers, body).await {
-                Ok(text) => changing.add(&text).await,
-                Err(refusal) => refusal,
-            }
-        };
-    };
-    let (name, action) = rest.split_once('/').unwrap_or((rest, ""));
     match action {
-        "" => changing.revoke(name).await,
-        "approve" => changing.approve(name).await,
-        "promote" => changing.promote(name).await,
-        "enforce" => changing.set_mode(name, Mode::Enforce).await,
-        _ => changing.set_mode(name, Mode::Shadow).await,
+        Action::Explain => match text_of(&head.headers, body).await {
+            Ok(text) => explain(&changing.admin, &text),
+            Err(refusal) => refusal,
+        },
+        Action::Add => match text_of(&head.headers, body).await {
+            Ok(text) => changing.add(&text).await,
+            Err(refusal) => refusal,
+        },
+        Action::RevokeDetected => changing.revoke_detected().await,
+        Action::Revoke(name) => changing.revoke(name).await,
+        Action::Approve(name) => changing.approve(name).await,
+        Action::Enforce(name) => changing.enforce(name).await,
+        Action::Shadow(name) => changing.shadow(name).await,
+        Action::Promote(name) => changing.promote(name).await,
     }
 }
 
@@ -147,30 +194,11 @@ impl Changing {
             Ok(tried) => tried,
             Err(refused) => return refusal(&refused),
         };
-        let needs_force = tried.preview.needs_force(&tried.rule.rule);
-        let preview = json!(tried.preview);
         let name = tried.rule.rule.name.as_str().to_owned();
-        if self.query.dry_run {
-            return json_answer(&json!({
-                "name": name, "preview": preview, "needs_force": needs_force,
-            }));
+        if let Some(answer) = self.weighed(&name, &tried.weighed, None) {
+            return answer;
         }
-        if needs_force && !self.query.force {
-            let detail = format!(
-                "`{name}` would meet {:.1} % of the normal traffic of the last {:.0} s; add `force=true` \
-                 (`--force`) if that is meant",
-                100.0 * tried.preview.share_of_normal,
-                tried.preview.seconds,
-            );
-            let status = StatusCode::CONFLICT;
-            return json_with(
-                status,
-                &json!({
-                    "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
-                    "detail": detail, "preview": preview,
-                }),
-            );
-        }
+        let preview = json!(tried.weighed.preview);
         let mut change = self.begin("add", &name);
         if let (true, Some(reason)) = (change.why.is_empty(), &tried.rule.rule.reason) {
             change.why = shortened(reason, WHY_CHARACTERS_MAX);
@@ -192,17 +220,29 @@ impl Changing {
     }
 
     async fn approve(&self, name: &str) -> Answer {
+        let tried = self.admin.control.borrow().try_approving(name);
+        if let Some(answer) = self.tried(name, tried) {
+            return answer;
+        }
         let change = self.begin("approve", name);
         let why = self.said();
         let approved = self.admin.control.borrow_mut().approve_rule(name, &why);
         self.done(change, approved).await
     }
 
-    async fn set_mode(&self, name: &str, mode: Mode) -> Answer {
-        let what = match mode {
-            Mode::Enforce => "enforce",
-            Mode::Shadow => "shadow",
-        };
+    async fn enforce(&self, name: &str) -> Answer {
+        let tried = self.admin.control.borrow().try_enforcing(name);
+        if let Some(answer) = self.tried(name, tried) {
+            return answer;
+        }
+        self.set_mode("enforce", name, Mode::Enforce).await
+    }
+
+    async fn shadow(&self, name: &str) -> Answer {
+        self.set_mode("shadow", name, Mode::Shadow).await
+    }
+
+    async fn set_mode(&self, what: &'static str, name: &str, mode: Mode) -> Answer {
         let change = self.begin(what, name);
         let why = self.said();
         let set = {
@@ -212,31 +252,100 @@ impl Changing {
         self.done(change, set).await
     }
 
-    async fn promote(&self, name: &str) -> Answer {
-        let change = self.begin("promote", name);
+    async fn promote(self, name: &str) -> Answer {
         let new_name = self.query.name.as_deref();
-        let promoted = {
-            let mut control = self.admin.control.borrow_mut();
-            control.promote_rule(name, new_name, &self.who)
+        let prepared = {
+            let control = self.admin.control.borrow();
+            control.prepare_promotion(name, new_name, &self.who)
         };
-        match promoted {
-            Ok(promoted) => {
-                let change = Change {
-                    rule: promoted.name.as_str().to_owned(),
-                    ..change
-                };
-                // The file itself is written already.
-                let (_, persisted) = self.finish(change, []).await;
+        let promotion = match prepared {
+            Ok(promotion) => promotion,
+            Err(refused) => return refusal(&refused),
+        };
+        let yaml = Some(&*promotion.text);
+        if let Some(answer) = self.weighed(name, &promotion.weighed, yaml) {
+            return answer;
+        }
+        let change = Change {
+            rule: promotion.name.as_str().to_owned(),
+            ..self.begin("promote", promotion.detected.as_str())
+        };
+        let text = promotion.text.clone();
+        self.admin.control.borrow_mut().begin_promotion(&promotion);
+        // What is begun is brought to its end, whether or not somebody waits for the answer.
+        let written = tokio::task::spawn_local(self.write_promoted(promotion, change));
+        match tokio::time::timeout(PROMOTE_TIMEOUT, written).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => not_written(&format!("writing it failed: {error}"), &text),
+            Err(_elapsed) => {
+                let what = format!(
+                    "the disk has not answered within {PROMOTE_TIMEOUT:?}, and it is not known yet whether the                      file is written; the audit trail will say so"
+                );
+                not_written(&what, &text)
+            }
+        }
+    }
+
+    /// Writes the file of a promoted rule, away from the control thread.
+    async fn write_promoted(self, promotion: Promotion, change: Change) -> Answer {
+        let writing = promotion.clone();
+        let written = tokio::task::spawn_blocking(move || writing.write()).await;
+        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let is_written = written.is_ok();
+        {
+            let mut control = self.admin.control.borrow_mut();
+            control.end_promotion(&promotion, is_written);
+        }
+        match written {
+            Ok(written) => {
+                let (_, is_kept) = self.finish(change, []).await;
                 json_with(
                     StatusCode::CREATED,
                     &json!({
-                        "name": promoted.name, "path": promoted.path.display().to_string(),
-                        "yaml": promoted.text, "persisted": persisted,
+                        "name": promotion.name, "path": written.path.display().to_string(),
+                        "yaml": promotion.text, "persisted": is_kept && written.is_kept,
                     }),
                 )
             }
-            Err(refused) => refusal(&refused),
+            Err(error) => {
+                let what = format!(
+                    "the file was not written ({error}); put `yaml` into the rules folder yourself, as `{}.yaml`",
+                    promotion.name
+                );
+                not_written(&what, &promotion.text)
+            }
         }
+    }
+
+    fn tried(&self, name: &str, tried: Result<Weighed, Refused>) -> Option<Answer> {
+        match tried {
+            Ok(weighed) => self.weighed(name, &weighed, None),
+            Err(refused) => Some(refusal(&refused)),
+        }
+    }
+
+    /// Answers where nothing is to be changed: it is a dry run, or the rule would meet much and nobody
+    /// insists.
+    fn weighed(&self, name: &str, weighed: &Weighed, yaml: Option<&str>) -> Option<Answer> {
+        let preview = &weighed.preview;
+        if self.query.dry_run {
+            let mut tried = json!({
+                "name": name, "preview": preview, "needs_force": weighed.needs_force,
+            });
+            if let (Some(yaml), Some(tried)) = (yaml, tried.as_object_mut()) {
+                tried.insert("yaml".into(), json!(yaml));
+            }
+            return Some(json_answer(&tried));
+        }
+        if !weighed.needs_force || self.query.force {
+            return None;
+        }
+        let detail = format!(
+            "`{name}` would meet {:.1} % of the normal traffic of the last {:.0} s; add `force=true`              (`--force`) if that is meant",
+            100.0 * preview.share_of_normal,
+            preview.seconds,
+        );
+        Some(problem_with(409, &detail, "preview", json!(preview)))
     }
 
     async fn revoke_detected(&self) -> Answer {
@@ -294,12 +403,14 @@ impl Change {
 
 fn refusal(refused: &Refused) -> Answer {
     let status = match refused {
-        Refused::Wrong(_) => 422,
+        Refused::Wrong(_) | Refused::NotExact(..) => 422,
         Refused::Unknown(_) => 404,
-        Refused::NotWritten(..) => 507,
-        Refused::Taken(_) | Refused::InAFile(_) | Refused::NotDetected(..) | Refused::Full => 409,
+        Refused::Taken(_)
+        | Refused::InAFile(_)
+        | Refused::NotDetected(..)
+        | Refused::Promoting(..)
+        | Refused::Full => 409,
     };
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
     let problems: Vec<Value> = match refused {
         Refused::Wrong(problems) => problems
             .iter()
@@ -307,13 +418,25 @@ fn refusal(refused: &Refused) -> Answer {
             .collect(),
         _ => Vec::new(),
     };
-    let mut answer = json_with(
-        status,
-        &json!({
-            "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
-            "detail": refused.to_string(), "errors": problems,
-        }),
-    );
+    problem_with(status, &refused.to_string(), "errors", json!(problems))
+}
+
+/// Says that a promoted rule did not become a file, and gives what it would say.
+fn not_written(what: &str, yaml: &str) -> Answer {
+    problem_with(507, what, "yaml", json!(yaml))
+}
+
+/// Answers a problem that has something more to it.
+fn problem_with(status: u16, detail: &str, key: &str, value: Value) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
+    let mut said = json!({
+        "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
+        "detail": detail,
+    });
+    if let Some(said) = said.as_object_mut() {
+        said.insert(key.to_owned(), value);
+    }
+    let mut answer = json_with(status, &said);
     let kind = HeaderValue::from_static("application/problem+json");
     answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer

@@ -16,7 +16,9 @@ pub(super) struct Query {
 }
 
 impl Query {
-    pub(super) fn read(query: &str) -> Result<Self, String> {
+    /// Reads a query of which only `known` keys have a meaning. Another one is refused, not ignored: who
+    /// asks for a dry run must not change something.
+    pub(super) fn read(query: &str, known: &[&str]) -> Result<Self, String> {
         let mut read = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
@@ -31,6 +33,9 @@ impl Query {
                 _ => Err(format!("`{key}` is `true` or `false`, and not `{value}`")),
             };
             match key {
+                _ if !known.contains(&key) => {
+                    return Err(format!("`{key}` means nothing here"));
+                }
                 "force" => read.force = flag()?,
                 "dry_run" => read.dry_run = flag()?,
                 "origin" => read.origin = Some(value),
@@ -61,14 +66,19 @@ mod tests {
 
     #[test]
     fn a_query_is_read_or_refused() {
-        let query = Query::read("force=true&reason=loop%2C+ticket%204711&dry_run=false").unwrap();
+        let known = ["force", "reason", "dry_run"];
+        let read = |query| Query::read(query, &known);
+        let query = read("force=true&reason=loop%2C+ticket%204711&dry_run=false").unwrap();
         assert!(query.force && !query.dry_run);
         assert_eq!(query.why(), "loop, ticket 4711");
-        assert_eq!(Query::read("").unwrap(), Query::default());
-        for wrong in ["force=yes", "nothing=1", "reason=%ff"] {
-            assert!(Query::read(wrong).is_err(), "{wrong}");
+        assert_eq!(read("").unwrap(), Query::default());
+        for wrong in ["force=yes", "nothing=1", "reason=%ff", "origin=detected"] {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
         let long = format!("reason={}%0a", "x".repeat(1000));
-        assert_eq!(Query::read(&long).unwrap().why().len(), WHY_CHARACTERS_MAX);
+        assert_eq!(
+            Query::read(&long, &known).unwrap().why().len(),
+            WHY_CHARACTERS_MAX
+        );
     }
 }

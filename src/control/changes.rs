@@ -1,17 +1,13 @@
 //! Changes that operators make to the rules in force. Who may, and what is written to the audit trail,
 //! is the admin API's business.
 
-use std::io;
-use std::path::PathBuf;
-
 use tidegate_engine::policy::Preview;
 use tidegate_engine::problem::Problems;
-use tidegate_engine::rules::{DETECTED_PREFIX, Mode, Origin, Rules, whole_rule};
-use tidegate_engine::rules_file::RulesFile;
+use tidegate_engine::rules::{Mode, Origin, Rule, Rules, whole_rule};
 use tidegate_engine::verdict::Name;
 
+use super::Control;
 use super::operator::{OPERATOR_RULES_MAX, OperatorRule, names};
-use super::{Control, promote};
 use crate::state::Done;
 
 /// Why a change is not made.
@@ -41,9 +37,24 @@ pub enum Refused {
     /// Too many rules.
     #[error("there are {OPERATOR_RULES_MAX} rules of operators; revoke some, or write a file")]
     Full,
-    /// The rules folder cannot be written.
-    #[error("the file was not written: {1}; put this text into the rules folder yourself:\n{0}")]
-    NotWritten(String, io::Error),
+    /// The rule is on its way into a file.
+    #[error("`{0}` is being written as `{1}` already; see whether that is in force in a moment")]
+    Promoting(String, Name),
+    /// A file cannot say what the rule says, and would hit others.
+    #[error(
+        "`{0}` of this rule cannot be said exactly in a file ({1}); write a rule of your own that hits whom \
+         you mean"
+    )]
+    NotExact(String, String),
+}
+
+/// What a rule would meet if it acted, and whether somebody must insist for that.
+#[derive(Clone, Debug)]
+pub struct Weighed {
+    /// What it would meet.
+    pub preview: Preview,
+    /// Whether that is so much of the normal traffic that somebody must insist.
+    pub needs_force: bool,
 }
 
 /// A rule that could be added, and what it would meet.
@@ -52,26 +63,7 @@ pub struct Tried {
     /// The rule.
     pub rule: OperatorRule,
     /// What it would meet.
-    pub preview: Preview,
-}
-
-/// A detected rule that has become a file.
-#[derive(Debug)]
-pub struct Promoted {
-    /// The name of the rule in the file.
-    pub name: Name,
-    /// The file.
-    pub path: PathBuf,
-    /// What it says.
-    pub text: String,
-}
-
-/// A detected rule on its way into a file.
-#[derive(Debug)]
-pub(super) struct Promotion {
-    detected: Name,
-    filed: Name,
-    why: String,
+    pub weighed: Weighed,
 }
 
 impl Control {
@@ -82,7 +74,7 @@ impl Control {
     /// The rule is not right, its name is taken, or there is no room.
     pub fn try_rule(&self, text: &str) -> Result<Tried, Refused> {
         let mut vocabulary = self.parts.setup.settings.vocabulary();
-        let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
+        let wall = self.parts.clock.wall();
         let rule = OperatorRule::read(text, &mut vocabulary, wall).map_err(Refused::Wrong)?;
         let name = &rule.rule.name;
         if self.parts.operator.has(name.as_str())
@@ -93,9 +85,58 @@ impl Control {
         if self.parts.operator.is_full() {
             return Err(Refused::Full);
         }
+        let weighed = self.weigh(&rule.rule);
+        Ok(Tried { rule, weighed })
+    }
+
+    /// Tries a rule on the recent requests.
+    pub(super) fn weigh(&self, rule: &Rule) -> Weighed {
+        let (policy, now) = (self.policy(), self.parts.clock.now());
+        let preview = Preview::of(rule, &self.parts.setup.recent, policy.schema(), now);
+        let needs_force = preview.needs_force(rule);
+        Weighed {
+            preview,
+            needs_force,
+        }
+    }
+
+    /// Tries on the recent requests what a rule would do if it acted. Nobody must insist on what it does
+    /// already. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no such rule, or it stands in a file.
+    pub fn try_enforcing(&self, name: &str) -> Result<Weighed, Refused> {
+        let name = match self.origin_of(name)? {
+            Origin::File => return Err(Refused::InAFile(name.to_owned())),
+            Origin::Operator => name,
+            Origin::Detected => whole_rule(name),
+        };
         let policy = self.policy();
-        let preview = Preview::of(&rule.rule, &self.parts.setup.recent, policy.schema(), now);
-        Ok(Tried { rule, preview })
+        let in_force = policy
+            .rules()
+            .find(|rule| rule.rule().name.as_str() == name)
+            .ok_or_else(|| Refused::Unknown(name.to_owned()))?;
+        let rule = in_force.rule();
+        let acting = Rule {
+            mode: Mode::Enforce,
+            ..rule.clone()
+        };
+        let mut weighed = self.weigh(&acting);
+        weighed.needs_force &= rule.mode == Mode::Shadow;
+        Ok(weighed)
+    }
+
+    /// Tries on the recent requests what a detected rule would do if it were approved. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no such rule, or it is not the detector's.
+    pub fn try_approving(&self, name: &str) -> Result<Weighed, Refused> {
+        if self.origin_of(name)? != Origin::Detected {
+            return Err(Refused::NotDetected(name.to_owned(), "approved"));
+        }
+        self.try_enforcing(name)
     }
 
     /// Puts an operator's rule in force. Returns when it is kept, too.
@@ -178,76 +219,13 @@ impl Control {
         Ok(self.keep_detected())
     }
 
-    /// Writes a detected rule into the rules folder, under another name, and puts it in force from
-    /// there; the detector's rule ends.
-    ///
-    /// # Errors
-    ///
-    /// There is no such rule, it is not the detector's, the name is taken, or the folder cannot be written.
-    pub fn promote_rule(
-        &mut self,
-        name: &str,
-        new_name: Option<&str>,
-        by: &str,
-    ) -> Result<Promoted, Refused> {
-        if self.origin_of(name)? != Origin::Detected {
-            return Err(Refused::NotDetected(name.to_owned(), "promoted"));
-        }
-        let name = whole_rule(name);
-        let new_name = match new_name {
-            Some(new_name) => new_name.to_owned(),
-            None => format!("loop-{}", name.trim_start_matches(DETECTED_PREFIX)),
-        };
-        let taken = Name::new(&new_name);
-        if self.origin_of(&new_name).is_ok() || names(&self.parts.rules).any(|n| *n == taken) {
-            return Err(Refused::Taken(taken));
-        }
-        let policy = self.policy();
-        let in_force = policy
-            .rules()
-            .find(|rule| rule.rule().name.as_str() == name)
-            .ok_or_else(|| Refused::Unknown(name.to_owned()))?;
-        let at = humantime::format_rfc3339_seconds(self.parts.clock.wall()).to_string();
-        let provenance = promote::Provenance {
-            incident: self
-                .incidents()
-                .iter()
-                .find(|incident| incident.rule.as_ref().is_some_and(|r| r.as_str() == name)),
-            by,
-            at: &at,
-        };
-        let text = promote::rule_file(in_force.rule(), &taken, provenance);
-        // What would not be read must not be written: a bad name, for example.
-        let mut vocabulary = self.parts.setup.settings.vocabulary();
-        let wall = self.parts.clock.wall();
-        RulesFile::parse(&format!("{new_name}.yaml"), &text, &mut vocabulary, wall)
-            .map_err(Refused::Wrong)?;
-        let folder = self.parts.setup.settings.rules.path.clone();
-        match promote::write(&folder, &new_name, &text) {
-            Ok(path) => {
-                // It is read from there within seconds; the detector's rule holds until then.
-                self.promoted.push(Promotion {
-                    detected: Name::new(name),
-                    filed: taken.clone(),
-                    why: format!("promoted to `{taken}` by {by}"),
-                });
-                Ok(Promoted {
-                    name: taken,
-                    path,
-                    text,
-                })
-            }
-            Err(error) => Err(Refused::NotWritten(text, error)),
-        }
-    }
-
     /// Returns when a line of the audit trail is kept.
     pub fn audit(&self, line: String) -> Option<Done> {
         let writer = self.parts.state_writer.as_ref()?;
         Some(writer.audit(line))
     }
 
-    fn origin_of(&self, name: &str) -> Result<Origin, Refused> {
+    pub(super) fn origin_of(&self, name: &str) -> Result<Origin, Refused> {
         let policy = self.policy();
         let rule = policy
             .rules()
@@ -292,18 +270,6 @@ impl Control {
         if !taken.is_empty() {
             drop(self.keep_operator_rules());
         }
-        let now = self.parts.clock.now();
-        let (done, waiting) = std::mem::take(&mut self.promoted)
-            .into_iter()
-            .partition(|promotion| names(rules).any(|name| *name == promotion.filed));
-        self.promoted = waiting;
-        let done: Vec<Promotion> = done;
-        for promotion in &done {
-            let name = promotion.detected.as_str();
-            self.parts.detector.revoke(name, &promotion.why, now);
-        }
-        if !done.is_empty() {
-            drop(self.keep_detected());
-        }
+        self.give_way_to_promoted(rules);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::changes::send;
-use super::harness::{Proxy, Setup, Upstream, eventually};
+use super::harness::{Description, Proxy, Setup, Upstream, eventually};
 
 /// A request of a device behind an address of its own.
 fn request(app: &str, number: u32) -> String {
@@ -137,7 +137,45 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
             rule(&proxy, name)["shadow_matches"].as_u64() > Some(0)
         });
 
+        let description = Description::of(&proxy);
+        let described = |method: &str, what: &str, answer: &_| {
+            description.holds(method, &format!("/api/v1/{what}"), answer);
+        };
+        let all = proxy.admin("/api/v1/rules");
+        described("get", "rules", &all);
+        described(
+            "get",
+            "rules/{name}",
+            &proxy.admin(&format!("/api/v1/rules/{name}")),
+        );
+        described("get", "incidents", &proxy.admin("/api/v1/incidents"));
+        described(
+            "get",
+            "incidents/{id}",
+            &proxy.admin(&format!("/api/v1/incidents/{id}")),
+        );
+
+        // What never acted is no file that acts.
+        let would_be = post("promote?dry_run=true");
+        described("post", "rules/{name}/promote", &would_be);
+        let yaml = would_be.json()["yaml"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(yaml.contains("mode: shadow"), "{would_be:?}");
+        assert_eq!(would_be.json()["needs_force"], false, "{would_be:?}");
+
+        let tried = post("approve?dry_run=true");
+        described("post", "rules/{name}/approve", &tried);
+        assert_eq!(tried.status(), 200, "{tried:?}");
+        assert_eq!(
+            tried.json()["needs_force"],
+            false,
+            "the flood is most of what passes, and is not normal: {tried:?}"
+        );
+        assert_eq!(rule(&proxy, name)["mode"], "shadow", "it was tried only");
         let approved = post("approve");
+        described("post", "rules/{name}/approve", &approved);
         assert_eq!(approved.status(), 200, "{approved:?}");
         eventually("the loop is blocked", || {
             let is_whole = rule(&proxy, name)["action"] == "block";
@@ -148,11 +186,27 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
         let refused = of_the_loop();
         let request = refused.header("x-request-id").expect("each answer has one");
         let asked = format!("{{ \"request_id\": \"{request}\" }}");
-        let explained = send(&proxy, "POST", "/api/v1/explain", &asked).json();
+        let explained = send(&proxy, "POST", "/api/v1/explain", &asked);
+        described("post", "explain", &explained);
+        let explained = explained.json();
         assert_eq!(explained["rule"], name, "{explained}");
         assert_eq!(explained["incident"], id, "{explained}");
 
+        // A folder in the way of the draft stands for one that cannot be written.
+        let draft = proxy.folder.path().join("rules/.acme-loop.yaml.draft");
+        std::fs::create_dir_all(draft.join("in-the-way")).expect("a folder of ours");
+        let not_written = post("promote?name=acme-loop");
+        described("post", "rules/{name}/promote", &not_written);
+        assert_eq!(not_written.status(), 507, "{not_written:?}");
+        let yaml = not_written.json()["yaml"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(yaml.contains("name: acme-loop"), "{not_written:?}");
+        std::fs::remove_dir_all(&draft).expect("a folder of ours");
+
         let promoted = post("promote?name=acme-loop");
+        described("post", "rules/{name}/promote", &promoted);
         assert_eq!(promoted.status(), 201, "{promoted:?}");
         assert_eq!(promoted.json()["persisted"], true);
         eventually("the file's rule is in force", || {
@@ -169,7 +223,9 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
         assert!(seen.contains(&"approved".to_owned()), "{seen:?}");
     });
     let what = |line: &Value| line["what"].as_str().unwrap_or_default().to_owned();
-    let trail = proxy.admin("/api/v1/audit").json();
+    let trail = proxy.admin("/api/v1/audit");
+    Description::of(&proxy).holds("get", "/api/v1/audit", &trail);
+    let trail = trail.json();
     let steps: Vec<_> = trail.as_array().expect("a list").iter().map(what).collect();
     assert_eq!(steps, ["approve", "promote"]);
     let refused = "tidegate_requests_total{service=\"chat\",verdict=\"limit\"}";
