@@ -2,6 +2,7 @@
 //! own, so that it answers however busy the workers are. [`api`] shows, [`change`] changes, [`auth`] says
 //! who may.
 
+mod action;
 mod api;
 mod auth;
 mod change;

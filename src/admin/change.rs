@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tidegate_engine::rules::Mode;
 
+use super::action::Action;
 use super::explain::explain;
 use super::query::{Query, WHY_CHARACTERS_MAX, shortened};
 use super::{Admin, Answer, api, json_answer, json_with, problem};
@@ -51,54 +52,6 @@ struct Change {
     why: String,
     forced: bool,
     before: Value,
-}
-
-/// What can be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action<'a> {
-    Explain,
-    Add,
-    RevokeDetected,
-    Revoke(&'a str),
-    Approve(&'a str),
-    Enforce(&'a str),
-    Shadow(&'a str),
-    Promote(&'a str),
-}
-
-impl<'a> Action<'a> {
-    /// Returns what is asked for at a path that is served.
-    fn of(method: &Method, path: &'a str) -> Self {
-        if path == "/api/v1/explain" {
-            return Self::Explain;
-        }
-        let Some(rest) = path.strip_prefix("/api/v1/rules/") else {
-            return if method == Method::DELETE {
-                Self::RevokeDetected
-            } else {
-                Self::Add
-            };
-        };
-        let (name, action) = rest.split_once('/').unwrap_or((rest, ""));
-        match action {
-            "" => Self::Revoke(name),
-            "approve" => Self::Approve(name),
-            "promote" => Self::Promote(name),
-            "enforce" => Self::Enforce(name),
-            _ => Self::Shadow(name),
-        }
-    }
-
-    /// Returns the keys of the query that mean something.
-    fn keys(self) -> &'static [&'static str] {
-        match self {
-            Self::Explain => &[],
-            Self::Add | Self::Approve(_) | Self::Enforce(_) => &["dry_run", "force", "reason"],
-            Self::Promote(_) => &["dry_run", "force", "name", "reason"],
-            Self::RevokeDetected => &["origin", "reason"],
-            Self::Revoke(_) | Self::Shadow(_) => &["reason"],
-        }
-    }
 }
 
 /// Answers a POST or DELETE.

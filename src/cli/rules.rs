@@ -5,6 +5,8 @@
     reason = "of JSON: what is not there is null, and never a panic"
 )]
 
+mod show;
+
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +17,10 @@ use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, escaped};
+use super::plain::{Plain, json_text};
 use super::{complain, say};
+use show::{lines_of, number, preview_text, rule_text};
+pub(super) use show::{source_text, table, word};
 
 #[derive(Debug, Args)]
 pub(super) struct Rules {
@@ -55,11 +60,15 @@ enum Command {
     Approve {
         /// The rule's name.
         name: String,
+        #[command(flatten)]
+        insist: Insist,
     },
     /// Has a rule act.
     Enforce {
         /// The rule's name.
         name: String,
+        #[command(flatten)]
+        insist: Insist,
     },
     /// Has a rule count only.
     Shadow {
@@ -73,13 +82,24 @@ enum Command {
         /// What it is called from then on.
         #[arg(long = "as", value_name = "NAME")]
         new_name: Option<String>,
+        #[command(flatten)]
+        insist: Insist,
     },
     /// Takes back all detected rules.
     RevokeAllDetected,
 }
 
+#[derive(Clone, Copy, Debug, Args)]
+struct Insist {
+    /// Also when it would meet more than 25 % of the recent normal traffic.
+    #[arg(long)]
+    force: bool,
+    /// Only shows what it would meet.
+    #[arg(long)]
+    dry_run: bool,
+}
+
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 struct Add {
     /// A file with one rule, as YAML or JSON; `-` is standard input.
     #[arg(value_name = "FILE", conflicts_with_all = ["name", "when", "action"])]
@@ -102,12 +122,8 @@ struct Add {
     /// Counts only.
     #[arg(long)]
     shadow: bool,
-    /// Also when it would meet more than 25 % of the recent normal traffic.
-    #[arg(long)]
-    force: bool,
-    /// Only shows what it would meet.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    insist: Insist,
     /// Does not ask.
     #[arg(long, short)]
     yes: bool,
@@ -128,18 +144,27 @@ impl Rules {
         match &self.command {
             Command::List { origin } => self.list(origin.as_deref()),
             Command::Show { name } => {
-                let rule = self.client.get(&at(name))?;
+                let rule = self.client.get(&at(name)?)?;
                 self.show(&rule, || rule_text(&rule));
                 Ok(())
             }
             Command::Add(add) => self.add(add),
             Command::Revoke { name } => {
-                self.change(Method::DELETE, &at(name), &format!("`{name}` is revoked"))
+                self.change(Method::DELETE, &at(name)?, &format!("`{name}` is revoked"))
             }
-            Command::Approve { name } => self.post(name, "approve", "is approved and acts now"),
-            Command::Enforce { name } => self.post(name, "enforce", "acts now"),
-            Command::Shadow { name } => self.post(name, "shadow", "only counts now"),
-            Command::Promote { name, new_name } => self.promote(name, new_name.as_deref()),
+            Command::Approve { name, insist } => {
+                self.insist(name, "approve", "is approved and acts now", *insist)
+            }
+            Command::Enforce { name, insist } => self.insist(name, "enforce", "acts now", *insist),
+            Command::Shadow { name } => {
+                let path = format!("{}/shadow", at(name)?);
+                self.change(Method::POST, &path, &format!("`{name}` only counts now"))
+            }
+            Command::Promote {
+                name,
+                new_name,
+                insist,
+            } => self.promote(name, new_name.as_deref(), *insist),
             Command::RevokeAllDetected => {
                 let path = self.with_reason("/api/v1/rules?origin=detected");
                 let body = self.client.ask(Method::DELETE, &path, None)?.ok()?;
@@ -191,7 +216,7 @@ impl Rules {
         let body = || Some(("application/yaml", text.clone()));
         let path = "/api/v1/rules?dry_run=true";
         let tried = self.client.ask(Method::POST, path, body())?.ok()?;
-        if add.dry_run {
+        if add.insist.dry_run {
             self.show(&tried, || preview_text(&tried));
             return Ok(());
         }
@@ -199,7 +224,7 @@ impl Rules {
             say(&preview_text(&tried));
         }
         let needs_force = tried["needs_force"] == true;
-        if needs_force && !add.force {
+        if needs_force && !add.insist.force {
             bail!(
                 "`{}` would meet more than 25 % of the recent normal traffic; add `--force` if that is meant",
                 word(&tried["name"])
@@ -208,7 +233,7 @@ impl Rules {
         if !add.yes && !asked(&format!("put `{}` in force?", word(&tried["name"])))? {
             bail!("nothing was changed");
         }
-        let path = if add.force {
+        let path = if add.insist.force {
             "/api/v1/rules?force=true"
         } else {
             "/api/v1/rules"
@@ -224,26 +249,41 @@ impl Rules {
         answer.ok().map(|_| ())
     }
 
-    fn promote(&self, name: &str, new_name: Option<&str>) -> anyhow::Result<()> {
-        let mut path = format!("{}/promote", at(name));
+    fn promote(&self, name: &str, new_name: Option<&str>, insist: Insist) -> anyhow::Result<()> {
+        let mut path = insist.on(format!("{}/promote", at(name)?));
         if let Some(new_name) = new_name {
-            path = format!("{path}?name={}", escaped(new_name));
+            path = with(&path, &format!("name={}", checked(new_name)?));
         }
         let path = self.with_reason(&path);
-        let body = self.client.ask(Method::POST, &path, None)?.ok()?;
+        let answer = self.client.ask(Method::POST, &path, None)?;
+        if answer.status == StatusCode::INSUFFICIENT_STORAGE {
+            // What was to be written goes where it can be caught: `promote detected-1 > acme-loop.yaml`.
+            let body = &answer.body;
+            self.show(body, || lines_of(&body["yaml"]));
+        }
+        let body = answer.ok()?;
         self.show(&body, || {
+            if insist.dry_run {
+                return format!("{}\n\n{}", preview_text(&body), lines_of(&body["yaml"]));
+            }
             format!(
                 "`{name}` is written to {} as `{}`:\n\n{}",
                 word(&body["path"]),
                 word(&body["name"]),
-                word(&body["yaml"]).trim_end()
+                lines_of(&body["yaml"])
             )
         });
+        warn_if_not_kept(&body);
         Ok(())
     }
 
-    fn post(&self, name: &str, action: &str, what: &str) -> anyhow::Result<()> {
-        let path = format!("{}/{action}", at(name));
+    fn insist(&self, name: &str, action: &str, what: &str, insist: Insist) -> anyhow::Result<()> {
+        let path = insist.on(format!("{}/{action}", at(name)?));
+        if insist.dry_run {
+            let tried = self.client.ask(Method::POST, &path, None)?.ok()?;
+            self.show(&tried, || preview_text(&tried));
+            return Ok(());
+        }
         self.change(Method::POST, &path, &format!("`{name}` {what}"))
     }
 
@@ -259,17 +299,14 @@ impl Rules {
 
     fn with_reason(&self, path: &str) -> String {
         match &self.reason {
-            Some(reason) => {
-                let sign = if path.contains('?') { '&' } else { '?' };
-                format!("{path}{sign}reason={}", escaped(reason))
-            }
+            Some(reason) => with(path, &format!("reason={}", escaped(reason))),
             None => path.to_owned(),
         }
     }
 
     fn show(&self, value: &Value, text: impl FnOnce() -> String) {
         if self.json {
-            say(&format!("{value:#}"));
+            say(&json_text(value));
         } else {
             say(&text());
         }
@@ -320,8 +357,41 @@ impl Add {
     }
 }
 
-fn at(name: &str) -> String {
-    format!("/api/v1/rules/{}", escaped(name).replace("%2D", "-"))
+impl Insist {
+    fn on(self, mut path: String) -> String {
+        for (flag, is_set) in [("dry_run", self.dry_run), ("force", self.force)] {
+            if is_set {
+                path = with(&path, &format!("{flag}=true"));
+            }
+        }
+        path
+    }
+}
+
+/// Adds to the query of a path.
+fn with(path: &str, pair: &str) -> String {
+    let sign = if path.contains('?') { '&' } else { '?' };
+    format!("{path}{sign}{pair}")
+}
+
+fn at(name: &str) -> anyhow::Result<String> {
+    Ok(format!("/api/v1/rules/{}", checked(name)?))
+}
+
+/// Returns a name as it stands in a path: names have nothing that would have to be escaped, and what has
+/// is no name.
+fn checked(name: &str) -> anyhow::Result<&str> {
+    let is_name = name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !is_name {
+        bail!(
+            "`{}` is no name of a rule; those are letters, digits, `-`, `_` and `.`, a letter or digit first",
+            Plain(name)
+        );
+    }
+    Ok(name)
 }
 
 /// Asks on the terminal; nothing but `y` or `yes` is a yes.
@@ -344,127 +414,4 @@ fn warn_if_not_kept(body: &Value) {
              log, and `tidegate_state_writable`",
         );
     }
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
-}
-
-/// Returns a value as people read it: text without quotes.
-pub(super) fn word(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Returns a source or a condition in one line.
-pub(super) fn source_text(source: &Value) -> String {
-    let Some(values) = source.as_object().filter(|values| !values.is_empty()) else {
-        return "everybody".to_owned();
-    };
-    let parts: Vec<String> = values
-        .iter()
-        .map(|(attribute, value)| {
-            if value.get("present") == Some(&Value::Bool(false)) {
-                format!("no {attribute}")
-            } else {
-                format!("{attribute}={}", word(value))
-            }
-        })
-        .collect();
-    parts.join(", ")
-}
-
-fn preview_text(tried: &Value) -> String {
-    let preview = &tried["preview"];
-    let share = |value: &Value| 100.0 * value.as_f64().unwrap_or_default();
-    let real = |value: &Value| value.as_f64().unwrap_or_default();
-    if number(&preview["sampled"]) == 0 {
-        return format!(
-            "`{}`: there were no requests lately to try it on",
-            word(&tried["name"])
-        );
-    }
-    let mut lines = vec![format!(
-        "`{}` would meet {:.1} requests a second: {:.2} % of all, {:.2} % of the normal traffic (the last {:.0} s, a \
-         sample of {})",
-        word(&tried["name"]),
-        real(&preview["matched_per_second"]),
-        share(&preview["share"]),
-        share(&preview["share_of_normal"]),
-        real(&preview["seconds"]),
-        preview["sampled"],
-    )];
-    for (list, what) in [("sources", "sources"), ("tenants", "tenants")] {
-        let met = preview[list].as_array().cloned().unwrap_or_default();
-        if met.is_empty() {
-            continue;
-        }
-        lines.push(format!("{what} that it would meet:"));
-        lines.extend(met.iter().map(|met| {
-            format!(
-                "  {:>9.1}/s  {:>5.1} %  {}",
-                real(&met["requests_per_second"]),
-                share(&met["share"]),
-                source_text(&met["source"])
-            )
-        }));
-    }
-    lines.join("\n")
-}
-
-fn rule_text(rule: &Value) -> String {
-    let mut lines = Vec::new();
-    for (key, value) in rule.as_object().into_iter().flatten() {
-        match key.as_str() {
-            "evidence" => {
-                for (key, value) in value.as_object().into_iter().flatten() {
-                    if key != "rejected_candidates" {
-                        lines.push(format!("{key:<24}{}", word(value)));
-                    }
-                }
-                for rejected in value["rejected_candidates"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                {
-                    let (when, why) = (source_text(&rejected["when"]), word(&rejected["why"]));
-                    lines.push(format!("{:<24}{when}: {why}", "not"));
-                }
-            }
-            "when" => lines.push(format!("{key:<24}{}", source_text(value))),
-            _ => lines.push(format!("{key:<24}{}", word(value))),
-        }
-    }
-    lines.join("\n")
-}
-
-/// Sets columns side by side, the last one as long as it is.
-pub(super) fn table<const N: usize>(
-    head: &[&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) -> String {
-    let mut all = vec![head.map(str::to_owned)];
-    all.extend(rows);
-    let mut widths = [0; N];
-    for row in &all {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let lines: Vec<String> = all
-        .iter()
-        .map(|row| {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
-                line.push_str(cell);
-                let padding = width - cell.chars().count() + 2;
-                line.extend(std::iter::repeat_n(' ', padding));
-            }
-            line.trim_end().to_owned()
-        })
-        .collect();
-    lines.join("\n")
 }

@@ -16,6 +16,7 @@ mod keeping;
 mod refusals;
 mod reload_and_drain;
 mod replay;
+mod rules_command;
 mod settings_reload;
 mod timeouts;
 mod upstream_faults;

@@ -101,6 +101,12 @@ pub(super) fn rule_file(
     if rule.mode == Mode::Shadow {
         entry(&mut text, "    mode", "shadow");
     }
+    test(&mut text, rule, name, conditions);
+    text
+}
+
+/// Adds a test of the rule, where one request can be one.
+fn test(text: &mut String, rule: &Rule, name: &Name, conditions: &[Written]) {
     // What an address says of the network is not given twice.
     let mut given: Vec<&(String, String)> = Vec::new();
     for one in conditions
@@ -120,16 +126,15 @@ pub(super) fn rule_file(
             .into_iter()
             .map(|(attribute, value)| (&**attribute, quoted(value)));
         text.push_str("tests:\n");
-        push(&mut text, format_args!("  - given: {}\n", mapping(given)));
+        push(text, format_args!("  - given: {}\n", mapping(given)));
         push(
-            &mut text,
+            text,
             format_args!(
                 "    expect: {{ verdict: block, rule: {} }}\n",
                 quoted(name.as_str())
             ),
         );
     }
-    text
 }
 
 fn push(text: &mut String, what: std::fmt::Arguments<'_>) {
