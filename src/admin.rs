@@ -9,6 +9,7 @@ mod change;
 mod events;
 mod explain;
 mod query;
+mod rules;
 
 use std::cell::RefCell;
 use std::convert::Infallible;

@@ -19,7 +19,7 @@ use tidegate_engine::rules::Mode;
 use super::action::Action;
 use super::explain::explain;
 use super::query::{Query, WHY_CHARACTERS_MAX, shortened};
-use super::{Admin, Answer, api, json_answer, json_with, problem};
+use super::{Admin, Answer, json_answer, json_with, problem, rules};
 use crate::control::changes::{Refused, Weighed};
 use crate::control::operator::RULE_BYTES_MAX;
 use crate::control::promote::Promotion;
@@ -112,7 +112,7 @@ impl Changing {
             rule: rule.to_owned(),
             why: self.query.why().to_owned(),
             forced: self.query.force,
-            before: api::rule(&self.admin.control.borrow(), rule),
+            before: rules::one(&self.admin.control.borrow(), rule),
         }
     }
 
@@ -124,7 +124,7 @@ impl Changing {
     {
         let (after, audited) = {
             let control = self.admin.control.borrow();
-            let after = api::rule(&control, &change.rule);
+            let after = rules::one(&control, &change.rule);
             let audited = control.audit(change.line(&after, control.clock().wall()));
             (after, audited)
         };
@@ -142,7 +142,7 @@ impl Changing {
     }
 
     async fn add(&self, text: &str) -> Answer {
-        let tried = self.admin.control.borrow().try_rule(text);
+        let tried = self.admin.control.borrow_mut().try_rule(text);
         let tried = match tried {
             Ok(tried) => tried,
             Err(refused) => return refusal(&refused),
@@ -166,7 +166,12 @@ impl Changing {
     }
 
     async fn revoke(&self, name: &str) -> Answer {
-        let change = self.begin("revoke", name);
+        let mut change = self.begin("revoke", name);
+        // One that is idle because a file has its name is the one that goes.
+        let idle = rules::idle(&self.admin.control.borrow(), name);
+        if let Some(idle) = idle {
+            change.before = idle;
+        }
         let why = self.said();
         let revoked = self.admin.control.borrow_mut().revoke_rule(name, &why);
         self.done(change, revoked).await
@@ -362,6 +367,7 @@ fn refusal(refused: &Refused) -> Answer {
         | Refused::InAFile(_)
         | Refused::NotDetected(..)
         | Refused::Promoting(..)
+        | Refused::Idle(..)
         | Refused::Full => 409,
     };
     let problems: Vec<Value> = match refused {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, api, json_answer, problem};
+use super::{Admin, Answer, api, json_answer, problem, rules};
 use crate::request;
 
 /// A request to be explained.
@@ -50,7 +50,7 @@ pub(super) fn explain(admin: &Admin, text: &str) -> Answer {
                     "verdict": refusal.verdict,
                     "rule": refusal.by,
                     "at": humantime::format_rfc3339_millis(at).to_string(),
-                    "in_force": api::rule(&control, refusal.by.as_str()),
+                    "in_force": rules::one(&control, refusal.by.as_str()),
                     "incident": api::incident_of_rule(&control, refusal.by.as_str()),
                 }))
             }

@@ -38,7 +38,7 @@ pub(super) struct Rules {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lists the rules in force, in the order in which they are asked.
+    /// Lists the rules in force, in the order in which they are asked, and operators' that are idle.
     List {
         /// Only those from here: file, operator or detected.
         #[arg(long, value_name = "ORIGIN")]
@@ -149,9 +149,7 @@ impl Rules {
                 Ok(())
             }
             Command::Add(add) => self.add(add),
-            Command::Revoke { name } => {
-                self.change(Method::DELETE, &at(name)?, &format!("`{name}` is revoked"))
-            }
+            Command::Revoke { name } => self.revoke(name),
             Command::Approve { name, insist } => {
                 self.insist(name, "approve", "is approved and acts now", *insist)
             }
@@ -190,6 +188,7 @@ impl Rules {
             let head = [
                 "NAME", "ORIGIN", "ACTION", "MODE", "REFUSED", "MATCHED", "WHEN",
             ];
+            let idle = json!("idle");
             let rows = rules.iter().map(|rule| {
                 let matched = number(&rule["matches"]) + number(&rule["shadow_matches"]);
                 let action = match rule["rate"].as_str() {
@@ -200,7 +199,11 @@ impl Rules {
                     word(&rule["name"]),
                     word(&rule["origin"]),
                     action,
-                    word(&rule["mode"]),
+                    word(if rule["idle"].is_string() {
+                        &idle
+                    } else {
+                        &rule["mode"]
+                    }),
                     word(&rule["refusals"]),
                     matched.to_string(),
                     source_text(&rule["when"]),
@@ -285,6 +288,20 @@ impl Rules {
             return Ok(());
         }
         self.change(Method::POST, &path, &format!("`{name}` {what}"))
+    }
+
+    fn revoke(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.with_reason(&at(name)?);
+        let body = self.client.ask(Method::DELETE, &path, None)?.ok()?;
+        self.show(&body, || {
+            if body["rule"].is_null() {
+                format!("`{name}` is revoked")
+            } else {
+                format!("the operator's rule `{name}` is revoked; the one in a file is in force")
+            }
+        });
+        warn_if_not_kept(&body);
+        Ok(())
     }
 
     fn change(&self, method: Method, path: &str, said: &str) -> anyhow::Result<()> {

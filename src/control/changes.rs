@@ -1,14 +1,18 @@
 //! Changes that operators make to the rules in force. Who may, and what is written to the audit trail,
 //! is the admin API's business.
 
+use serde_json::{Value, json};
 use tidegate_engine::policy::Preview;
 use tidegate_engine::problem::Problems;
 use tidegate_engine::rules::{Mode, Origin, Rule, Rules, whole_rule};
 use tidegate_engine::verdict::Name;
 
 use super::Control;
-use super::operator::{OPERATOR_RULES_MAX, OperatorRule, names};
+use super::operator::{Idle, IdleRule, Moved, OPERATOR_RULES_MAX, OperatorRule, names, say_idle};
 use crate::state::Done;
+
+/// The most lines of the audit trail that one reload makes: a quarter of what may wait for the disk.
+const MOVED_AUDITED_MAX: usize = 16;
 
 /// Why a change is not made.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,9 @@ pub enum Refused {
     /// There is no such rule.
     #[error("there is no rule `{0}` in force; `tidegate rules list` shows those that are")]
     Unknown(String),
+    /// The rule is an operator's and not in force.
+    #[error("`{0}` is not in force: {1}; revoke it (`tidegate rules revoke {0}`), or mend that")]
+    Idle(String, Idle),
     /// The rule is written in a file.
     #[error(
         "`{0}` is written in a file of the rules folder; change it there, and it is read again within \
@@ -67,14 +74,16 @@ pub struct Tried {
 }
 
 impl Control {
-    /// Reads a rule and tries it on the recent requests. Changes nothing.
+    /// Reads a rule and tries it on the recent requests. Changes nothing but that rules whose time is over
+    /// are forgotten.
     ///
     /// # Errors
     ///
     /// The rule is not right, its name is taken, or there is no room.
-    pub fn try_rule(&self, text: &str) -> Result<Tried, Refused> {
+    pub fn try_rule(&mut self, text: &str) -> Result<Tried, Refused> {
         let mut vocabulary = self.parts.setup.settings.vocabulary();
         let wall = self.parts.clock.wall();
+        self.parts.operator.forget_ended(wall);
         let rule = OperatorRule::read(text, &mut vocabulary, wall).map_err(Refused::Wrong)?;
         let name = &rule.rule.name;
         if self.parts.operator.has(name.as_str())
@@ -146,12 +155,16 @@ impl Control {
         self.keep_operator_rules()
     }
 
-    /// Takes a rule back. Returns when that is kept, too.
+    /// Takes a rule back; an operator's that is idle, before the one in a file that has its name. Returns
+    /// when that is kept, too.
     ///
     /// # Errors
     ///
     /// There is no such rule, or it stands in a file.
     pub fn revoke_rule(&mut self, name: &str, why: &str) -> Result<Option<Done>, Refused> {
+        if self.parts.operator.remove_idle(name) {
+            return Ok(self.keep_operator_rules());
+        }
         match self.origin_of(name)? {
             Origin::File => Err(Refused::InAFile(name.to_owned())),
             Origin::Operator => {
@@ -219,6 +232,11 @@ impl Control {
         Ok(self.keep_detected())
     }
 
+    /// Walks the operators' rules that are not in force.
+    pub fn idle_rules(&self) -> impl Iterator<Item = &IdleRule> {
+        self.parts.operator.idle()
+    }
+
     /// Returns when a line of the audit trail is kept.
     pub fn audit(&self, line: String) -> Option<Done> {
         let writer = self.parts.state_writer.as_ref()?;
@@ -230,8 +248,13 @@ impl Control {
         let rule = policy
             .rules()
             .find(|rule| rule.rule().name.as_str() == name);
-        rule.map(|rule| rule.rule().origin)
-            .ok_or_else(|| Refused::Unknown(name.to_owned()))
+        rule.map(|rule| rule.rule().origin).ok_or_else(|| {
+            let mut idle = self.parts.operator.idle();
+            match idle.find(|idle| idle.rule.name.as_str() == name) {
+                Some(idle) => Refused::Idle(name.to_owned(), idle.why.clone()),
+                None => Refused::Unknown(name.to_owned()),
+            }
+        })
     }
 
     /// Has the detector's rules kept. Returns when they are.
@@ -256,20 +279,60 @@ impl Control {
     /// Makes room for what the files say now: one name is one rule, and the file's is the newer word.
     /// Detected rules that have become files end.
     pub(super) fn give_way_to(&mut self, rules: &Rules) {
-        let taken: Vec<Name> = names(rules)
-            .filter(|name| self.parts.operator.has(name.as_str()))
-            .cloned()
-            .collect();
-        for name in &taken {
-            tracing::warn!(
-                rule = name.as_str(),
-                "a file has a rule or limit of this name now; the operator's rule is over"
-            );
-            self.parts.operator.remove(name.as_str());
-        }
-        if !taken.is_empty() {
-            drop(self.keep_operator_rules());
-        }
+        let moved = self.parts.operator.make_way(rules);
+        self.tell_moved(&moved);
         self.give_way_to_promoted(rules);
+    }
+
+    /// Says which operators' rules the files and settings have put out of force, or back into it, in the
+    /// log and in the audit trail: nobody asked for it by name.
+    pub(super) fn tell_moved(&self, moved: &Moved) {
+        let is = |rule: &Rule| {
+            json!({
+                "name": rule.name, "when": rule.when_text, "action": rule.action.word(), "mode": rule.mode,
+            })
+        };
+        let idle = moved.idle.iter().map(|(rule, why)| {
+            say_idle(rule, why);
+            (
+                "idle",
+                rule.name.as_str(),
+                why.to_string(),
+                (is(rule), Value::Null),
+            )
+        });
+        let back = moved.back.iter().map(|rule| {
+            tracing::warn!(
+                rule = rule.name.as_str(),
+                "an operator's rule is in force again"
+            );
+            let why = "what stood in its way is gone".to_owned();
+            (
+                "in_force_again",
+                rule.name.as_str(),
+                why,
+                (Value::Null, is(rule)),
+            )
+        });
+        let at = humantime::format_rfc3339_millis(self.parts.clock.wall()).to_string();
+        let line = |what: &str, rule: &str, why: &str, (before, after): (Value, Value)| {
+            let line = json!({
+                "time": at, "who": "tidegate", "peer": "", "what": what, "rule": rule, "why": why,
+                "forced": false, "before": before, "after": after,
+            });
+            // Nobody waits for it; whether it came to the disk is seen in the metrics.
+            drop(self.audit(line.to_string()));
+        };
+        let all: Vec<_> = idle.chain(back).collect();
+        let left_out = all.len().saturating_sub(MOVED_AUDITED_MAX);
+        for (what, rule, why, change) in all.into_iter().take(MOVED_AUDITED_MAX) {
+            line(what, rule, &why, change);
+        }
+        if left_out > 0 {
+            let why = format!(
+                "{left_out} more operators' rules went out of force or came back; the log has all"
+            );
+            line("idle", "", &why, (Value::Null, Value::Null));
+        }
     }
 }

@@ -11,6 +11,7 @@ mod forwarding;
 mod framing;
 mod harness;
 mod identity;
+mod idle_rules;
 mod isolation;
 mod keeping;
 mod refusals;
