@@ -1,13 +1,18 @@
 //! The whole life of a detected rule, over real sockets: a loop is found, suggested, approved, seen by who
 //! is refused, promoted into a file, revoked.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "of JSON: what is not there is null, and never a panic"
+)]
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::changes::send;
-use super::harness::{Description, Proxy, Setup, Upstream, eventually};
+use super::harness::{Description, Message, Proxy, Setup, Upstream, eventually};
 
 /// A request of a device behind an address of its own.
 fn request(app: &str, number: u32) -> String {
@@ -99,6 +104,81 @@ fn start(upstream: std::net::SocketAddr, mode: &str) -> Proxy {
     .start()
 }
 
+/// A detected rule, and the description of what is answered about it.
+struct Described<'a> {
+    proxy: &'a Proxy,
+    name: &'a str,
+    description: Description,
+}
+
+impl<'a> Described<'a> {
+    fn new(proxy: &'a Proxy, name: &'a str) -> Self {
+        let description = Description::of(proxy);
+        Self {
+            proxy,
+            name,
+            description,
+        }
+    }
+
+    #[track_caller]
+    fn holds(&self, method: &str, path: &str, answer: &Message) {
+        let path = format!("/api/v1/{path}");
+        self.description.holds(method, &path, answer);
+    }
+
+    fn post(&self, what: &str) -> Message {
+        let path = format!("/api/v1/rules/{}/{what}", self.name);
+        send(self.proxy, "POST", &path, "")
+    }
+
+    /// Rules and incidents are what is described while there are some.
+    #[track_caller]
+    fn shown(&self, incident: &Value) {
+        for (path, at) in [
+            ("rules", "rules".to_owned()),
+            ("rules/{name}", format!("rules/{}", self.name)),
+            ("incidents", "incidents".to_owned()),
+            ("incidents/{id}", format!("incidents/{incident}")),
+        ] {
+            let answer = self.proxy.admin(&format!("/api/v1/{at}"));
+            assert_eq!(answer.status(), 200, "{at}");
+            self.holds("get", path, &answer);
+        }
+    }
+
+    /// What is tried changes nothing, and what never acted is no file that acts.
+    #[track_caller]
+    fn tried(&self) {
+        let would_be = self.post("promote?dry_run=true");
+        self.holds("post", "rules/{name}/promote", &would_be);
+        let yaml = would_be.json()["yaml"].to_string();
+        assert!(yaml.contains("mode: shadow"), "{would_be:?}");
+        assert_eq!(would_be.json()["needs_force"], false, "{would_be:?}");
+        let tried = self.post("approve?dry_run=true");
+        self.holds("post", "rules/{name}/approve", &tried);
+        assert_eq!(tried.status(), 200, "{tried:?}");
+        // The flood is most of what passes, and is not normal.
+        assert_eq!(tried.json()["needs_force"], false, "{tried:?}");
+        assert_eq!(rule(self.proxy, self.name)["mode"], "shadow");
+    }
+
+    /// A folder in the way of the draft stands for one that cannot be written: the text is in the answer.
+    #[track_caller]
+    fn not_written(&self) {
+        let rules = self.proxy.folder.path().join("rules");
+        let draft = rules.join(".acme-loop.yaml.draft");
+        std::fs::create_dir_all(draft.join("in-the-way")).expect("a folder of ours");
+        let not_written = self.post("promote?name=acme-loop");
+        self.holds("post", "rules/{name}/promote", &not_written);
+        assert_eq!(not_written.status(), 507, "{not_written:?}");
+        let yaml = not_written.json()["yaml"].to_string();
+        assert!(yaml.contains("name: acme-loop"), "{not_written:?}");
+        std::fs::remove_dir_all(&draft).expect("a folder of ours");
+        assert!(!rules.join("acme-loop.yaml").exists());
+    }
+}
+
 #[test]
 fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time() {
     let upstream = Upstream::recording();
@@ -137,45 +217,11 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
             rule(&proxy, name)["shadow_matches"].as_u64() > Some(0)
         });
 
-        let description = Description::of(&proxy);
-        let described = |method: &str, what: &str, answer: &_| {
-            description.holds(method, &format!("/api/v1/{what}"), answer);
-        };
-        let all = proxy.admin("/api/v1/rules");
-        described("get", "rules", &all);
-        described(
-            "get",
-            "rules/{name}",
-            &proxy.admin(&format!("/api/v1/rules/{name}")),
-        );
-        described("get", "incidents", &proxy.admin("/api/v1/incidents"));
-        described(
-            "get",
-            "incidents/{id}",
-            &proxy.admin(&format!("/api/v1/incidents/{id}")),
-        );
-
-        // What never acted is no file that acts.
-        let would_be = post("promote?dry_run=true");
-        described("post", "rules/{name}/promote", &would_be);
-        let yaml = would_be.json()["yaml"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        assert!(yaml.contains("mode: shadow"), "{would_be:?}");
-        assert_eq!(would_be.json()["needs_force"], false, "{would_be:?}");
-
-        let tried = post("approve?dry_run=true");
-        described("post", "rules/{name}/approve", &tried);
-        assert_eq!(tried.status(), 200, "{tried:?}");
-        assert_eq!(
-            tried.json()["needs_force"],
-            false,
-            "the flood is most of what passes, and is not normal: {tried:?}"
-        );
-        assert_eq!(rule(&proxy, name)["mode"], "shadow", "it was tried only");
+        let described = Described::new(&proxy, name);
+        described.shown(&id);
+        described.tried();
         let approved = post("approve");
-        described("post", "rules/{name}/approve", &approved);
+        described.holds("post", "rules/{name}/approve", &approved);
         assert_eq!(approved.status(), 200, "{approved:?}");
         eventually("the loop is blocked", || {
             let is_whole = rule(&proxy, name)["action"] == "block";
@@ -187,26 +233,14 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
         let request = refused.header("x-request-id").expect("each answer has one");
         let asked = format!("{{ \"request_id\": \"{request}\" }}");
         let explained = send(&proxy, "POST", "/api/v1/explain", &asked);
-        described("post", "explain", &explained);
+        described.holds("post", "explain", &explained);
         let explained = explained.json();
         assert_eq!(explained["rule"], name, "{explained}");
         assert_eq!(explained["incident"], id, "{explained}");
 
-        // A folder in the way of the draft stands for one that cannot be written.
-        let draft = proxy.folder.path().join("rules/.acme-loop.yaml.draft");
-        std::fs::create_dir_all(draft.join("in-the-way")).expect("a folder of ours");
-        let not_written = post("promote?name=acme-loop");
-        described("post", "rules/{name}/promote", &not_written);
-        assert_eq!(not_written.status(), 507, "{not_written:?}");
-        let yaml = not_written.json()["yaml"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        assert!(yaml.contains("name: acme-loop"), "{not_written:?}");
-        std::fs::remove_dir_all(&draft).expect("a folder of ours");
-
+        described.not_written();
         let promoted = post("promote?name=acme-loop");
-        described("post", "rules/{name}/promote", &promoted);
+        described.holds("post", "rules/{name}/promote", &promoted);
         assert_eq!(promoted.status(), 201, "{promoted:?}");
         assert_eq!(promoted.json()["persisted"], true);
         eventually("the file's rule is in force", || {

@@ -1,5 +1,10 @@
 //! The description of the admin API, against which its answers are held.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "of JSON: what is not there is null, and never a panic"
+)]
+
 use serde_json::{Map, Value};
 
 use super::{Message, Proxy};
