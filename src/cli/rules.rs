@@ -5,22 +5,23 @@
     reason = "of JSON: what is not there is null, and never a panic"
 )]
 
+mod add;
 mod show;
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
-use std::path::PathBuf;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use http::{Method, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::add::Add;
+use self::show::{lines_of, number, preview_text, rule_text};
+pub(super) use self::show::{source_text, table, word};
 use super::client::{Client, escaped};
 use super::plain::{Plain, json_text};
 use super::{complain, say};
-use show::{lines_of, number, preview_text, rule_text};
-pub(super) use show::{source_text, table, word};
 
 #[derive(Debug, Args)]
 pub(super) struct Rules {
@@ -82,6 +83,9 @@ enum Command {
         /// What it is called from then on.
         #[arg(long = "as", value_name = "NAME")]
         new_name: Option<String>,
+        /// Prints the file, and writes nothing.
+        #[arg(long, conflicts_with_all = ["json", "dry_run"])]
+        print: bool,
         #[command(flatten)]
         insist: Insist,
     },
@@ -97,36 +101,6 @@ struct Insist {
     /// Only shows what it would meet.
     #[arg(long)]
     dry_run: bool,
-}
-
-#[derive(Debug, Args)]
-struct Add {
-    /// A file with one rule, as YAML or JSON; `-` is standard input.
-    #[arg(value_name = "FILE", conflicts_with_all = ["name", "when", "action"])]
-    file: Option<PathBuf>,
-    /// The rule's name.
-    #[arg(long, value_name = "NAME", required_unless_present = "file")]
-    name: Option<String>,
-    /// Which requests; may be given several times, then all must hold.
-    #[arg(long, value_name = "ATTRIBUTE=VALUE", required_unless_present = "file")]
-    when: Vec<String>,
-    /// What is done: allow, block, throttle, tarpit, drop or log.
-    #[arg(long, value_name = "ACTION", required_unless_present = "file")]
-    action: Option<String>,
-    /// For throttle: how many requests pass, like `5/s`.
-    #[arg(long, value_name = "RATE")]
-    rate: Option<String>,
-    /// How long, like `2h`; without it, until it is revoked.
-    #[arg(long, value_name = "DURATION")]
-    ttl: Option<String>,
-    /// Counts only.
-    #[arg(long)]
-    shadow: bool,
-    #[command(flatten)]
-    insist: Insist,
-    /// Does not ask.
-    #[arg(long, short)]
-    yes: bool,
 }
 
 impl Rules {
@@ -161,6 +135,13 @@ impl Rules {
             Command::Promote {
                 name,
                 new_name,
+                print: true,
+                insist,
+            } => self.print(name, new_name.as_deref(), insist.force),
+            Command::Promote {
+                name,
+                new_name,
+                print: false,
                 insist,
             } => self.promote(name, new_name.as_deref(), *insist),
             Command::RevokeAllDetected => {
@@ -253,14 +234,11 @@ impl Rules {
     }
 
     fn promote(&self, name: &str, new_name: Option<&str>, insist: Insist) -> anyhow::Result<()> {
-        let mut path = insist.on(format!("{}/promote", at(name)?));
-        if let Some(new_name) = new_name {
-            path = with(&path, &format!("name={}", checked(new_name)?));
-        }
+        let path = promote_at(name, new_name, insist)?;
         let path = self.with_reason(&path);
         let answer = self.client.ask(Method::POST, &path, None)?;
         if answer.status == StatusCode::INSUFFICIENT_STORAGE {
-            // What was to be written goes where it can be caught: `promote detected-1 > acme-loop.yaml`.
+            // What was to be written is not lost: it is what standard output has.
             let body = &answer.body;
             self.show(body, || lines_of(&body["yaml"]));
         }
@@ -277,6 +255,24 @@ impl Rules {
             )
         });
         warn_if_not_kept(&body);
+        Ok(())
+    }
+
+    /// Prints the file that a detected rule would become, and nothing else.
+    fn print(&self, name: &str, new_name: Option<&str>, force: bool) -> anyhow::Result<()> {
+        let dry_run = Insist {
+            force,
+            dry_run: true,
+        };
+        let path = promote_at(name, new_name, dry_run)?;
+        let tried = self.client.ask(Method::POST, &path, None)?.ok()?;
+        if tried["needs_force"] == true && !force {
+            bail!(
+                "{}\nthat is more than 25 % of the recent normal traffic; add `--force` if that is meant",
+                preview_text(&tried)
+            );
+        }
+        say(&lines_of(&tried["yaml"]));
         Ok(())
     }
 
@@ -330,50 +326,6 @@ impl Rules {
     }
 }
 
-impl Add {
-    /// Returns the rule as it is sent.
-    fn text(&self, reason: Option<&str>) -> anyhow::Result<String> {
-        if let Some(file) = &self.file {
-            if file.as_os_str() == "-" {
-                let mut text = String::new();
-                std::io::stdin()
-                    .read_to_string(&mut text)
-                    .context("read the rule from standard input")?;
-                return Ok(text);
-            }
-            return std::fs::read_to_string(file)
-                .with_context(|| format!("{}: the rule cannot be read", file.display()));
-        }
-        let mut when = Map::new();
-        for condition in &self.when {
-            let (attribute, value) = condition
-                .split_once('=')
-                .ok_or_else(|| anyhow!("`--when {condition}`: write it like `--when app=acme`"))?;
-            if when.insert(attribute.to_owned(), json!(value)).is_some() {
-                bail!(
-                    "`--when {attribute}=…` is given twice; for any of several values write the rule in a \
-                     file"
-                );
-            }
-        }
-        let mut rule = json!({ "name": self.name, "when": when, "action": self.action });
-        let fields = [
-            ("rate", self.rate.as_deref()),
-            ("ttl", self.ttl.as_deref()),
-            ("mode", self.shadow.then_some("shadow")),
-            ("reason", reason),
-        ];
-        if let Some(rule) = rule.as_object_mut() {
-            for (key, value) in fields {
-                if let Some(value) = value {
-                    rule.insert(key.to_owned(), json!(value));
-                }
-            }
-        }
-        Ok(rule.to_string())
-    }
-}
-
 impl Insist {
     fn on(self, mut path: String) -> String {
         for (flag, is_set) in [("dry_run", self.dry_run), ("force", self.force)] {
@@ -393,6 +345,14 @@ fn with(path: &str, pair: &str) -> String {
 
 fn at(name: &str) -> anyhow::Result<String> {
     Ok(format!("/api/v1/rules/{}", checked(name)?))
+}
+
+fn promote_at(name: &str, new_name: Option<&str>, insist: Insist) -> anyhow::Result<String> {
+    let path = insist.on(format!("{}/promote", at(name)?));
+    Ok(match new_name {
+        Some(new_name) => with(&path, &format!("name={}", checked(new_name)?)),
+        None => path,
+    })
 }
 
 /// Returns a name as it stands in a path: names have nothing that would have to be escaped, and what has

@@ -6,13 +6,14 @@
     reason = "of JSON: what is not there is null, and never a panic"
 )]
 
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::changes::send;
-use super::harness::{Description, Message, Proxy, Setup, Upstream, eventually};
+use super::harness::{Description, Message, Proxy, Setup, Upstream, eventually, tidegate};
 
 /// A request of a device behind an address of its own.
 fn request(app: &str, number: u32) -> String {
@@ -174,6 +175,30 @@ impl<'a> Described<'a> {
         assert_eq!(not_written.status(), 507, "{not_written:?}");
         let yaml = not_written.json()["yaml"].to_string();
         assert!(yaml.contains("name: acme-loop"), "{not_written:?}");
+        // The command prints the text, and what is wrong elsewhere.
+        let admin = format!("http://{}", self.proxy.running.admin_address);
+        let promote = ["rules", "--admin", &admin, "promote", self.name];
+        let command = |more: &[&str]| {
+            let Output {
+                status,
+                stdout,
+                stderr,
+            } = tidegate(&[&promote[..], &["--as", "acme-loop"], more].concat());
+            let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+            (status.code(), text(stdout), text(stderr))
+        };
+        let (code, said, complained) = command(&[]);
+        assert_eq!(code, Some(1), "{said}{complained}");
+        assert!(
+            complained.contains("the file was not written"),
+            "{complained}"
+        );
+        let (code, printed, complained) = command(&["--print"]);
+        assert_eq!((code, &*complained), (Some(0), ""));
+        for text in [said, printed] {
+            assert!(text.starts_with("# Promoted from detected-"), "{text}");
+            assert!(text.contains("\nrules:\n  - name: acme-loop\n"), "{text}");
+        }
         std::fs::remove_dir_all(&draft).expect("a folder of ours");
         assert!(!rules.join("acme-loop.yaml").exists());
     }
