@@ -2,10 +2,14 @@
 //! own, so that it answers however busy the workers are. [`api`] shows, [`change`] changes, [`auth`] says
 //! who may.
 
+mod action;
 mod api;
 mod auth;
 mod change;
 mod events;
+mod explain;
+mod query;
+mod rules;
 
 use std::cell::RefCell;
 use std::convert::Infallible;

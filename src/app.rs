@@ -166,7 +166,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
     let opened = ground.open(&settings, None)?;
 
     let mut vocabulary = settings.vocabulary();
-    let operator = OperatorRules::load(&settings.state, &mut vocabulary, &rules);
+    let operator = OperatorRules::load(&settings.state, &mut vocabulary, &rules, clock.wall());
     let parts = PolicyParts {
         schema: Arc::new(settings.schema.clone()),
         services: service_specs(&settings),

@@ -7,7 +7,7 @@
 pub mod changes;
 mod limits;
 pub mod operator;
-mod promote;
+pub mod promote;
 mod stress;
 mod take;
 mod tell;
@@ -27,9 +27,9 @@ use tidegate_engine::time::{Instant, unix_seconds};
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
 
-use self::changes::Promotion;
 use self::limits::Limits;
 use self::operator::OperatorRules;
+use self::promote::GivingWay;
 use self::stress::StressWatch;
 use self::take::Repeats;
 use crate::clock::Clock;
@@ -102,8 +102,8 @@ pub struct Control {
     generation: u64,
     reload: Reload,
     repeats: Repeats,
-    /// Detected rules that are written into files, and not read from there yet.
-    promoted: Vec<Promotion>,
+    /// Detected rules that are on their way into files, or not read from there yet.
+    promoted: Vec<GivingWay>,
     published: SystemTime,
     kept: Instant,
     /// What the control group allows, in bytes.

@@ -1,16 +1,15 @@
 //! What the admin API shows, as JSON. Reads only; for changes see [`super::change`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::SystemTime;
 
-use serde_json::{Map, Value, json};
-use tidegate_engine::attribute::Schema;
+use serde_json::{Value, json};
 use tidegate_engine::detect::Incident;
-use tidegate_engine::policy::{Policy, RuleInForce};
-use tidegate_engine::rules::{Action, whole_rule};
+use tidegate_engine::policy::Policy;
+use tidegate_engine::rules::whole_rule;
 use tidegate_engine::time::Instant;
 
-use super::{Admin, Answer, json_answer, problem};
+use super::{Admin, Answer, json_answer, problem, rules};
 use crate::control::Control;
 use crate::metrics::{Metrics, forget_but, raise_to};
 use crate::state::last_lines;
@@ -76,7 +75,7 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
     let nothing = |what: &str, list: &str| problem(404, what, &format!("see {list}"));
     match path {
         "/api/v1/status" => json_answer(&status(admin, &control)),
-        "/api/v1/rules" => json_answer(&rules(&control)),
+        "/api/v1/rules" => json_answer(&rules::all(&control)),
         "/api/v1/incidents" => json_answer(&incidents(&control)),
         "/api/v1/services" => json_answer(&services(&control, admin)),
         "/api/v1/audit" => audit(&control, query),
@@ -86,29 +85,22 @@ pub(super) fn read(admin: &Admin, path: &str, query: &str) -> Answer {
         },
         _ => {
             if let Some(name) = path.strip_prefix("/api/v1/rules/") {
-                let rules = rules(&control);
-                return match find(&rules, "name", &Value::from(name)) {
-                    Some(rule) => json_answer(rule),
-                    None => nothing("there is no rule of this name in force", "/api/v1/rules"),
+                return match rules::one(&control, name) {
+                    Value::Null => nothing("there is no rule of this name", "/api/v1/rules"),
+                    rule => json_answer(&rule),
                 };
             }
             if let Some(id) = path.strip_prefix("/api/v1/incidents/") {
-                let incidents = incidents(&control);
-                let id = id.parse::<u64>().map_or(Value::Null, Value::from);
-                return match find(&incidents, "id", &id) {
-                    Some(incident) => json_answer(incident),
+                let id = id.parse::<u64>().ok();
+                let mut all = control.incidents().iter();
+                return match all.find(|incident| Some(incident.id.0) == id) {
+                    Some(incident) => json_answer(&incident_json(&control, incident)),
                     None => nothing("there is no incident of this id", "/api/v1/incidents"),
                 };
             }
             problem(404, "there is nothing at this path", SEE_PATHS)
         }
     }
-}
-
-fn find<'a>(list: &'a Value, key: &str, value: &Value) -> Option<&'a Value> {
-    list.as_array()?
-        .iter()
-        .find(|entry| entry.get(key) == Some(value))
 }
 
 fn status(admin: &Admin, control: &Control) -> Value {
@@ -145,107 +137,41 @@ fn status(admin: &Admin, control: &Control) -> Value {
     })
 }
 
-/// Shows one rule in force; null where there is none of this name.
-pub(super) fn rule(control: &Control, name: &str) -> Value {
-    let rules = rules(control);
-    find(&rules, "name", &Value::from(name))
-        .cloned()
-        .unwrap_or_default()
-}
-
-fn rules(control: &Control) -> Value {
-    let policy = control.policy();
-    let evidence: HashMap<&str, &Incident> = control
-        .incidents()
-        .iter()
-        .filter_map(|incident| Some((incident.rule.as_ref()?.as_str(), incident)))
-        .collect();
-    let rule = |rule: &RuleInForce| {
-        let mut shown = rule_json(rule, policy.schema());
-        if let Some(incident) = evidence.get(whole_rule(rule.rule().name.as_str())) {
-            shown.insert(
-                "evidence".into(),
-                serde_json::to_value(&incident.evidence).unwrap_or_default(),
-            );
-            shown.insert("incident".into(), json!(incident.id));
-        }
-        Value::Object(shown)
-    };
-    policy.rules().map(rule).collect()
-}
-
-/// Shows a rule under the names that it has in YAML.
-fn rule_json(in_force: &RuleInForce, schema: &Schema) -> Map<String, Value> {
-    let rule = in_force.rule();
-    let mut shown = Map::new();
-    let mut set = |key: &str, value: Value| {
-        shown.insert(key.into(), value);
-    };
-    set("name", json!(rule.name));
-    set("when", json!(rule.when_text));
-    set("action", json!(rule.action.word()));
-    match &rule.action {
-        Action::Block { status } => set("status", json!(status)),
-        Action::Throttle { rate, burst, per } => {
-            set("rate", json!(rate.to_string()));
-            set("burst", json!(burst));
-            if !per.is_empty() {
-                let names: Vec<&str> = per.iter().map(|id| schema.name(*id)).collect();
-                set("per", json!(names));
-            }
-        }
-        Action::Allow | Action::Drop | Action::Tarpit | Action::Log => {}
-    }
-    set("mode", json!(rule.mode));
-    set("percent", json!(rule.percent));
-    if let Some(until) = rule.until {
-        set("until", json!(rfc3339(until)));
-    }
-    if let Some(reason) = &rule.reason {
-        set("reason", json!(reason));
-    }
-    set("origin", json!(rule.origin));
-    set("matches", json!(in_force.matches()));
-    set("shadow_matches", json!(in_force.shadow_matches()));
-    set("refusals", json!(in_force.refusals()));
-    set("spared", json!(in_force.spared()));
-    set("created", json!(rfc3339(in_force.created())));
-    shown
-}
-
 fn incidents(control: &Control) -> Value {
+    let all = control.incidents().iter();
+    all.map(|incident| incident_json(control, incident))
+        .collect()
+}
+
+fn incident_json(control: &Control, incident: &Incident) -> Value {
     let clock = control.clock();
     let (now, wall) = (clock.now(), clock.wall());
     let when = |at: Instant| rfc3339(wall.checked_sub(now.since(at)).unwrap_or(wall));
-    let incident = |incident: &Incident| {
-        let timeline: Vec<Value> = incident
-            .timeline
-            .iter()
-            .map(|moment| {
-                let after = moment.at.since(incident.began).as_secs_f64();
-                let mut shown =
-                    json!({ "what": moment.what, "at": when(moment.at), "after_s": after });
-                if let (Some(why), Some(shown)) = (&moment.why, shown.as_object_mut()) {
-                    shown.insert("why".into(), json!(why));
-                }
-                if let (Some(effect), Some(shown)) = (&moment.effect, shown.as_object_mut()) {
-                    shown.insert("effect".into(), json!(effect));
-                }
-                shown
-            })
-            .collect();
-        json!({
-            "id": incident.id,
-            "began": when(incident.began),
-            "active": incident.active,
-            "source": incident.source,
-            "nature": incident.nature,
-            "rule": incident.rule,
-            "evidence": incident.evidence,
-            "timeline": timeline,
+    let timeline: Vec<Value> = incident
+        .timeline
+        .iter()
+        .map(|moment| {
+            let after = moment.at.since(incident.began).as_secs_f64();
+            let mut shown = json!({ "what": moment.what, "at": when(moment.at), "after_s": after });
+            if let (Some(why), Some(shown)) = (&moment.why, shown.as_object_mut()) {
+                shown.insert("why".into(), json!(why));
+            }
+            if let (Some(effect), Some(shown)) = (&moment.effect, shown.as_object_mut()) {
+                shown.insert("effect".into(), json!(effect));
+            }
+            shown
         })
-    };
-    control.incidents().iter().map(incident).collect()
+        .collect();
+    json!({
+        "id": incident.id,
+        "began": when(incident.began),
+        "active": incident.active,
+        "source": incident.source,
+        "nature": incident.nature,
+        "rule": incident.rule,
+        "evidence": incident.evidence,
+        "timeline": timeline,
+    })
 }
 
 /// Shows the last changes that somebody made, oldest first.
@@ -428,6 +354,6 @@ fn set_top_sources(metrics: &Metrics, control: &Control, policy: &Policy) {
     gauge.with_label_values(&["other"]).set(other.max(0.0));
 }
 
-fn rfc3339(wall: SystemTime) -> String {
+pub(super) fn rfc3339(wall: SystemTime) -> String {
     humantime::format_rfc3339_millis(wall).to_string()
 }

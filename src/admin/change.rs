@@ -3,24 +3,26 @@
 //! A change is in force before it is kept: in an emergency a full disk must stop nobody. Whether it is
 //! kept is in the answer, as `persisted`.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use percent_encoding::percent_decode_str;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_engine::rules::Mode;
 
-use super::{Admin, Answer, api, json_answer, json_with, problem};
-use crate::control::changes::Refused;
+use super::action::Action;
+use super::explain::explain;
+use super::query::{Query, WHY_CHARACTERS_MAX, shortened};
+use super::{Admin, Answer, json_answer, json_with, problem, rules};
+use crate::control::changes::{Refused, Weighed};
 use crate::control::operator::RULE_BYTES_MAX;
-use crate::request;
+use crate::control::promote::Promotion;
 use crate::state::Done;
 
 /// How long the body of a change may take.
@@ -29,57 +31,17 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer waits for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long an answer waits for a rule file, and for its line in the audit trail.
+const PROMOTE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How operators say who they are; the token says only that they may.
 const OPERATOR_HEADER: &str = "x-tidegate-operator";
 
-/// The longest name of an operator, and the longest reason, in characters.
+/// The longest name of an operator, in characters.
 const WHO_CHARACTERS_MAX: usize = 100;
-const WHY_CHARACTERS_MAX: usize = 500;
 
 /// The kinds of body that are read. A page of another site cannot send them without asking first.
 const BODY_KINDS: [&str; 3] = ["application/json", "application/yaml", "application/x-yaml"];
-
-/// What the query of a change says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Query {
-    force: bool,
-    dry_run: bool,
-    origin: Option<String>,
-    reason: Option<String>,
-    name: Option<String>,
-}
-
-impl Query {
-    fn read(query: &str) -> Result<Self, String> {
-        let mut read = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
-            let spaced = value.replace('+', " ");
-            let value = percent_decode_str(&spaced)
-                .decode_utf8()
-                .map_err(|error| format!("`{pair}`: {error}"))?
-                .into_owned();
-            let flag = || match value.as_str() {
-                "true" => Ok(true),
-                "false" => Ok(false),
-                _ => Err(format!("`{key}` is `true` or `false`, and not `{value}`")),
-            };
-            match key {
-                "force" => read.force = flag()?,
-                "dry_run" => read.dry_run = flag()?,
-                "origin" => read.origin = Some(value),
-                "reason" => read.reason = Some(shortened(&value, WHY_CHARACTERS_MAX)),
-                "name" => read.name = Some(value),
-                _ => return Err(format!("`{key}` is not known here")),
-            }
-        }
-        Ok(read)
-    }
-
-    fn why(&self) -> &str {
-        self.reason.as_deref().unwrap_or_default()
-    }
-}
 
 /// One change on its way into the audit trail.
 struct Change {
@@ -98,45 +60,39 @@ pub(super) async fn change(
     request: Request<Incoming>,
     peer: SocketAddr,
 ) -> Answer {
-    let query = match Query::read(request.uri().query().unwrap_or_default()) {
+    let (head, body) = request.into_parts();
+    let action = Action::of(&head.method, head.uri.path());
+    let query = match Query::read(head.uri.query().unwrap_or_default(), action.keys()) {
         Ok(query) => query,
         Err(what) => {
-            let known = "dry_run, force, name, origin and reason are";
-            return problem(400, &what, known);
+            let known = match action.keys() {
+                [] => "write no query".to_owned(),
+                keys => format!("write {}", keys.join(", ")),
+            };
+            return problem(400, &what, &known);
         }
     };
-    let (head, body) = request.into_parts();
-    let path = head.uri.path().to_owned();
-    let who = operator(&head.headers);
-    if path == "/api/v1/explain" {
-        return match text_of(&head.headers, body).await {
-            Ok(text) => explain(&admin, &text),
-            Err(refusal) => refusal,
-        };
-    }
     let changing = Changing {
         admin,
         query,
-        who,
+        who: operator(&head.headers),
         peer,
     };
-    let Some(rest) = path.strip_prefix("/api/v1/rules/") else {
-        return if head.method == Method::DELETE {
-            changing.revoke_detected().await
-        } else {
-            match text_of(&head.headers, body).await {
-                Ok(text) => changing.add(&text).await,
-                Err(refusal) => refusal,
-            }
-        };
-    };
-    let (name, action) = rest.split_once('/').unwrap_or((rest, ""));
     match action {
-        "" => changing.revoke(name).await,
-        "approve" => changing.approve(name).await,
-        "promote" => changing.promote(name).await,
-        "enforce" => changing.set_mode(name, Mode::Enforce).await,
-        _ => changing.set_mode(name, Mode::Shadow).await,
+        Action::Explain => match text_of(&head.headers, body).await {
+            Ok(text) => explain(&changing.admin, &text),
+            Err(refusal) => refusal,
+        },
+        Action::Add => match text_of(&head.headers, body).await {
+            Ok(text) => changing.add(&text).await,
+            Err(refusal) => refusal,
+        },
+        Action::RevokeDetected => changing.revoke_detected().await,
+        Action::Revoke(name) => changing.revoke(name).await,
+        Action::Approve(name) => changing.approve(name).await,
+        Action::Enforce(name) => changing.enforce(name).await,
+        Action::Shadow(name) => changing.shadow(name).await,
+        Action::Promote(name) => changing.promote(name).await,
     }
 }
 
@@ -156,7 +112,7 @@ impl Changing {
             rule: rule.to_owned(),
             why: self.query.why().to_owned(),
             forced: self.query.force,
-            before: api::rule(&self.admin.control.borrow(), rule),
+            before: rules::one(&self.admin.control.borrow(), rule),
         }
     }
 
@@ -168,7 +124,7 @@ impl Changing {
     {
         let (after, audited) = {
             let control = self.admin.control.borrow();
-            let after = api::rule(&control, &change.rule);
+            let after = rules::one(&control, &change.rule);
             let audited = control.audit(change.line(&after, control.clock().wall()));
             (after, audited)
         };
@@ -187,35 +143,16 @@ impl Changing {
     }
 
     async fn add(&self, text: &str) -> Answer {
-        let tried = self.admin.control.borrow().try_rule(text);
+        let tried = self.admin.control.borrow_mut().try_rule(text);
         let tried = match tried {
             Ok(tried) => tried,
             Err(refused) => return refusal(&refused),
         };
-        let needs_force = tried.preview.needs_force(&tried.rule.rule);
-        let preview = json!(tried.preview);
         let name = tried.rule.rule.name.as_str().to_owned();
-        if self.query.dry_run {
-            return json_answer(&json!({
-                "name": name, "preview": preview, "needs_force": needs_force,
-            }));
+        if let Some(answer) = self.weighed(&name, &tried.weighed, None) {
+            return answer;
         }
-        if needs_force && !self.query.force {
-            let detail = format!(
-                "`{name}` would meet {:.1} % of the normal traffic of the last {:.0} s; add `force=true` \
-                 (`--force`) if that is meant",
-                100.0 * tried.preview.share_of_normal,
-                tried.preview.seconds,
-            );
-            let status = StatusCode::CONFLICT;
-            return json_with(
-                status,
-                &json!({
-                    "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
-                    "detail": detail, "preview": preview,
-                }),
-            );
-        }
+        let preview = json!(tried.weighed.preview);
         let mut change = self.begin("add", &name);
         if let (true, Some(reason)) = (change.why.is_empty(), &tried.rule.rule.reason) {
             change.why = shortened(reason, WHY_CHARACTERS_MAX);
@@ -230,24 +167,41 @@ impl Changing {
     }
 
     async fn revoke(&self, name: &str) -> Answer {
-        let change = self.begin("revoke", name);
+        let mut change = self.begin("revoke", name);
+        // One that is idle because a file has its name is the one that goes.
+        let idle = rules::idle(&self.admin.control.borrow(), name);
+        if let Some(idle) = idle {
+            change.before = idle;
+        }
         let why = self.said();
         let revoked = self.admin.control.borrow_mut().revoke_rule(name, &why);
         self.done(change, revoked).await
     }
 
     async fn approve(&self, name: &str) -> Answer {
+        let tried = self.admin.control.borrow().try_approving(name);
+        if let Some(answer) = self.tried(name, tried) {
+            return answer;
+        }
         let change = self.begin("approve", name);
         let why = self.said();
         let approved = self.admin.control.borrow_mut().approve_rule(name, &why);
         self.done(change, approved).await
     }
 
-    async fn set_mode(&self, name: &str, mode: Mode) -> Answer {
-        let what = match mode {
-            Mode::Enforce => "enforce",
-            Mode::Shadow => "shadow",
-        };
+    async fn enforce(&self, name: &str) -> Answer {
+        let tried = self.admin.control.borrow().try_enforcing(name);
+        if let Some(answer) = self.tried(name, tried) {
+            return answer;
+        }
+        self.set_mode("enforce", name, Mode::Enforce).await
+    }
+
+    async fn shadow(&self, name: &str) -> Answer {
+        self.set_mode("shadow", name, Mode::Shadow).await
+    }
+
+    async fn set_mode(&self, what: &'static str, name: &str, mode: Mode) -> Answer {
         let change = self.begin(what, name);
         let why = self.said();
         let set = {
@@ -257,31 +211,100 @@ impl Changing {
         self.done(change, set).await
     }
 
-    async fn promote(&self, name: &str) -> Answer {
-        let change = self.begin("promote", name);
+    async fn promote(self, name: &str) -> Answer {
         let new_name = self.query.name.as_deref();
-        let promoted = {
-            let mut control = self.admin.control.borrow_mut();
-            control.promote_rule(name, new_name, &self.who)
+        let prepared = {
+            let control = self.admin.control.borrow();
+            control.prepare_promotion(name, new_name, &self.who)
         };
-        match promoted {
-            Ok(promoted) => {
-                let change = Change {
-                    rule: promoted.name.as_str().to_owned(),
-                    ..change
-                };
-                // The file itself is written already.
-                let (_, persisted) = self.finish(change, []).await;
+        let promotion = match prepared {
+            Ok(promotion) => promotion,
+            Err(refused) => return refusal(&refused),
+        };
+        let yaml = Some(&*promotion.text);
+        if let Some(answer) = self.weighed(name, &promotion.weighed, yaml) {
+            return answer;
+        }
+        let change = Change {
+            rule: promotion.name.as_str().to_owned(),
+            ..self.begin("promote", promotion.detected.as_str())
+        };
+        let text = promotion.text.clone();
+        self.admin.control.borrow_mut().begin_promotion(&promotion);
+        // What is begun is brought to its end, whether or not somebody waits for the answer.
+        let written = tokio::task::spawn_local(self.write_promoted(promotion, change));
+        match tokio::time::timeout(PROMOTE_TIMEOUT, written).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => not_written(&format!("writing it failed: {error}"), &text),
+            Err(_elapsed) => {
+                let what = format!(
+                    "the disk has not answered within {PROMOTE_TIMEOUT:?}, and it is not known yet whether the                      file is written; the audit trail will say so"
+                );
+                not_written(&what, &text)
+            }
+        }
+    }
+
+    /// Writes the file of a promoted rule, away from the control thread.
+    async fn write_promoted(self, promotion: Promotion, change: Change) -> Answer {
+        let writing = promotion.clone();
+        let written = tokio::task::spawn_blocking(move || writing.write()).await;
+        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let is_written = written.is_ok();
+        {
+            let mut control = self.admin.control.borrow_mut();
+            control.end_promotion(&promotion, is_written);
+        }
+        match written {
+            Ok(written) => {
+                let (_, is_kept) = self.finish(change, []).await;
                 json_with(
                     StatusCode::CREATED,
                     &json!({
-                        "name": promoted.name, "path": promoted.path.display().to_string(),
-                        "yaml": promoted.text, "persisted": persisted,
+                        "name": promotion.name, "path": written.path.display().to_string(),
+                        "yaml": promotion.text, "persisted": is_kept && written.is_kept,
                     }),
                 )
             }
-            Err(refused) => refusal(&refused),
+            Err(error) => {
+                let what = format!(
+                    "the file was not written ({error}); put `yaml` into the rules folder yourself, as `{}.yaml`",
+                    promotion.name
+                );
+                not_written(&what, &promotion.text)
+            }
         }
+    }
+
+    fn tried(&self, name: &str, tried: Result<Weighed, Refused>) -> Option<Answer> {
+        match tried {
+            Ok(weighed) => self.weighed(name, &weighed, None),
+            Err(refused) => Some(refusal(&refused)),
+        }
+    }
+
+    /// Answers where nothing is to be changed: it is a dry run, or the rule would meet much and nobody
+    /// insists.
+    fn weighed(&self, name: &str, weighed: &Weighed, yaml: Option<&str>) -> Option<Answer> {
+        let preview = &weighed.preview;
+        if self.query.dry_run {
+            let mut tried = json!({
+                "name": name, "preview": preview, "needs_force": weighed.needs_force,
+            });
+            if let (Some(yaml), Some(tried)) = (yaml, tried.as_object_mut()) {
+                tried.insert("yaml".into(), json!(yaml));
+            }
+            return Some(json_answer(&tried));
+        }
+        if !weighed.needs_force || self.query.force {
+            return None;
+        }
+        let detail = format!(
+            "`{name}` would meet {:.1} % of the normal traffic of the last {:.0} s; add `force=true`              (`--force`) if that is meant",
+            100.0 * preview.share_of_normal,
+            preview.seconds,
+        );
+        Some(problem_with(409, &detail, "preview", json!(preview)))
     }
 
     async fn revoke_detected(&self) -> Answer {
@@ -339,16 +362,16 @@ impl Change {
 
 fn refusal(refused: &Refused) -> Answer {
     let status = match refused {
-        Refused::Wrong(_) => 422,
+        Refused::Wrong(_) | Refused::NotExact(..) => 422,
         Refused::Unknown(_) => 404,
-        Refused::NotWritten(..) => 507,
         Refused::Taken(_)
         | Refused::InAFile(_)
         | Refused::NotDetected(..)
+        | Refused::Promoting(..)
+        | Refused::Idle(..)
         | Refused::Full
         | Refused::TooMuch => 409,
     };
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
     let problems: Vec<Value> = match refused {
         Refused::Wrong(problems) => problems
             .iter()
@@ -356,13 +379,25 @@ fn refusal(refused: &Refused) -> Answer {
             .collect(),
         _ => Vec::new(),
     };
-    let mut answer = json_with(
-        status,
-        &json!({
-            "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
-            "detail": refused.to_string(), "errors": problems,
-        }),
-    );
+    problem_with(status, &refused.to_string(), "errors", json!(problems))
+}
+
+/// Says that a promoted rule did not become a file, and gives what it would say.
+fn not_written(what: &str, yaml: &str) -> Answer {
+    problem_with(507, what, "yaml", json!(yaml))
+}
+
+/// Answers a problem that has something more to it.
+fn problem_with(status: u16, detail: &str, key: &str, value: Value) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
+    let mut said = json!({
+        "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
+        "detail": detail,
+    });
+    if let Some(said) = said.as_object_mut() {
+        said.insert(key.to_owned(), value);
+    }
+    let mut answer = json_with(status, &said);
     let kind = HeaderValue::from_static("application/problem+json");
     answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer
@@ -406,131 +441,5 @@ fn operator(headers: &HeaderMap) -> String {
     match said {
         Some(name) if !name.trim().is_empty() => shortened(name.trim(), WHO_CHARACTERS_MAX),
         _ => "unknown".to_owned(),
-    }
-}
-
-/// Cuts a text, and makes it one line.
-fn shortened(text: &str, characters: usize) -> String {
-    let letters = text.chars().take(characters);
-    letters
-        .map(|letter| if letter.is_control() { ' ' } else { letter })
-        .collect()
-}
-
-/// A request to be explained.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    request_id: Option<String>,
-    method: Option<String>,
-    url: Option<String>,
-    #[serde(default)]
-    headers: serde_json::Map<String, Value>,
-    ip: Option<std::net::IpAddr>,
-}
-
-/// Says what a request would meet, or what one met that was refused.
-fn explain(admin: &Admin, text: &str) -> Answer {
-    let way_out = "write `{\"method\": \"GET\", \"url\": \"http://host/path\", \"headers\": {}, \"ip\": \
-                   \"192.0.2.1\"}` or `{\"request_id\": \"…\"}`";
-    let asked: Asked = match serde_json::from_str(text) {
-        Ok(asked) => asked,
-        Err(error) => {
-            return problem(
-                400,
-                &format!("the body is not what is read: {error}"),
-                way_out,
-            );
-        }
-    };
-    let control = admin.control.borrow();
-    if let Some(id) = &asked.request_id {
-        return match control.recent().refusal(id.as_bytes()) {
-            Some(refusal) => {
-                let clock = control.clock();
-                let ago = clock.now().since(refusal.at);
-                let at = clock
-                    .wall()
-                    .checked_sub(ago)
-                    .unwrap_or(SystemTime::UNIX_EPOCH);
-                json_answer(&json!({
-                    "request_id": id,
-                    "verdict": refusal.verdict,
-                    "rule": refusal.by,
-                    "at": humantime::format_rfc3339_millis(at).to_string(),
-                    "in_force": api::rule(&control, refusal.by.as_str()),
-                    "incident": api::incident_of_rule(&control, refusal.by.as_str()),
-                }))
-            }
-            None => problem(
-                404,
-                "no request of this id was refused lately",
-                "it was forwarded, is longer ago, or one of very many of its rule; the access log has all",
-            ),
-        };
-    }
-    let read = || -> Result<(Method, Uri, HeaderMap), String> {
-        let method = asked.method.as_deref().unwrap_or("GET");
-        let method = method
-            .parse()
-            .map_err(|error| format!("`{method}` is no method: {error}"))?;
-        let url = asked.url.as_deref().ok_or("`url` is missing")?;
-        let uri: Uri = url
-            .parse()
-            .map_err(|error| format!("`{url}` is no URL: {error}"))?;
-        let mut headers = HeaderMap::new();
-        for (name, value) in &asked.headers {
-            let value = value
-                .as_str()
-                .ok_or_else(|| format!("`{name}`: a header is a text"))?;
-            let name: HeaderName = name
-                .parse()
-                .map_err(|error| format!("`{name}` is no header name: {error}"))?;
-            let value: HeaderValue = value
-                .parse()
-                .map_err(|error| format!("`{value}` is no header value: {error}"))?;
-            headers
-                .try_append(name, value)
-                .map_err(|error| error.to_string())?;
-        }
-        Ok((method, uri, headers))
-    };
-    let (method, uri, headers) = match read() {
-        Ok(read) => read,
-        Err(what) => return problem(400, &what, way_out),
-    };
-    let address = asked
-        .ip
-        .unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
-    let explained = request::explain(
-        &control.setup().identify,
-        &control.policy(),
-        address,
-        (&method, &uri, &headers),
-        control.clock().now(),
-    );
-    match explained {
-        Ok(explanation) => json_answer(&json!(explanation)),
-        Err((status, detail)) => json_answer(&json!({
-            "verdict": "invalid", "status": status, "detail": detail,
-        })),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_read_or_refused() {
-        let query = Query::read("force=true&reason=loop%2C+ticket%204711&dry_run=false").unwrap();
-        assert!(query.force && !query.dry_run);
-        assert_eq!(query.why(), "loop, ticket 4711");
-        assert_eq!(Query::read("").unwrap(), Query::default());
-        for wrong in ["force=yes", "nothing=1", "reason=%ff"] {
-            assert!(Query::read(wrong).is_err(), "{wrong}");
-        }
-        let long = format!("reason={}%0a", "x".repeat(1000));
-        assert_eq!(Query::read(&long).unwrap().why().len(), WHY_CHARACTERS_MAX);
     }
 }

@@ -14,6 +14,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use super::plain::PlainLines;
+
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -50,7 +52,9 @@ impl Answered {
             return Ok(self.body);
         }
         let detail = self.body.get("detail").and_then(Value::as_str);
-        Err(anyhow!("{}", detail.unwrap_or(self.status.as_str())))
+        // It may say what a client chose.
+        let detail = PlainLines(detail.unwrap_or(self.status.as_str()));
+        Err(anyhow!("{detail}"))
     }
 }
 
@@ -156,7 +160,7 @@ fn operator() -> String {
         .collect()
 }
 
-/// Writes text so that it can stand in a query or a path.
+/// Writes text so that it can stand in a query.
 pub(super) fn escaped(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }

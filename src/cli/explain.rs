@@ -21,6 +21,7 @@ use tidegate_engine::rules::Mode;
 use tidegate_engine::time::Instant;
 
 use super::client::{Answered, Client};
+use super::plain::{Plain, json_text};
 use super::rules::{source_text, word};
 use super::{complain, say};
 use crate::check::EXIT_CONFIG;
@@ -147,7 +148,7 @@ impl Explain {
             )
             .and_then(Answered::ok);
         match answer {
-            Ok(found) if self.json => say(&format!("{found:#}")),
+            Ok(found) if self.json => say(&json_text(&found)),
             Ok(found) => {
                 say(&format!(
                     "{} was refused at {}: {} by {}",
@@ -182,7 +183,8 @@ impl Explain {
         }
         say("attributes");
         for attribute in &explanation.attributes {
-            say(&format!("  {:<14}{}", attribute.name, attribute.value));
+            let (name, value) = (&attribute.name, Plain(&attribute.value));
+            say(&format!("  {name:<14}{value}"));
         }
         say("rules and limits that match, in order");
         if explanation.steps.is_empty() {

@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::Client;
+use super::plain::{Plain, json_text};
 use super::rules::{source_text, table, word};
 use super::{complain, say};
 
@@ -32,7 +33,7 @@ impl Incidents {
             None => "/api/v1/incidents".to_owned(),
         };
         match self.client.get(&path) {
-            Ok(found) if self.json => say(&format!("{found:#}")),
+            Ok(found) if self.json => say(&json_text(&found)),
             Ok(found) if self.id.is_some() => say(&one(&found)),
             Ok(found) => say(&all(&found)),
             Err(error) => {
@@ -114,7 +115,8 @@ fn one(incident: &Value) -> String {
     lines.push("timeline".to_owned());
     for moment in incident["timeline"].as_array().into_iter().flatten() {
         let after = moment["after_s"].as_f64().unwrap_or_default();
-        let why = moment["why"].as_str().map(|why| format!("  ({why})"));
+        let why = moment["why"].as_str().map(Plain);
+        let why = why.map(|why| format!("  ({why})"));
         lines.push(format!(
             "  {after:>8.1} s  {}{}",
             word(&moment["what"]),
@@ -149,4 +151,32 @@ fn effect_text(effect: &Value) -> String {
     });
     let upstream = upstream.unwrap_or_default();
     format!("{}; {}{upstream}", seen("others"), seen("source"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a client called itself went to the operator's terminal as it was.
+    #[test]
+    fn a_client_cannot_write_to_the_terminal_of_whoever_looks() {
+        let nasty = "\u{1b}]0;owned\u{7}";
+        let incident = json!({
+            "id": 1, "began": "2026-11-25T00:00:00Z", "active": true,
+            "source": { "app": nasty, nasty: { "present": false } },
+            "nature": "loop", "rule": "detected-1",
+            "evidence": {
+                "candidates": 2,
+                "rejected_candidates": [{ "when": { "app": nasty }, "why": nasty }],
+            },
+            "timeline": [{ "what": "revoked", "after_s": 1.0, "why": nasty }],
+        });
+        for shown in [one(&incident), all(&json!([incident]))] {
+            assert!(shown.contains("owned"), "{shown:?}");
+            let rest = shown.replace('\n', "");
+            assert!(!rest.contains(char::is_control), "{shown:?}");
+        }
+    }
 }

@@ -5,16 +5,22 @@
     reason = "of JSON: what is not there is null, and never a panic"
 )]
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
-use std::path::PathBuf;
+mod add;
+mod show;
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use http::{Method, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::add::Add;
+use self::show::{lines_of, number, preview_text, rule_text};
+pub(super) use self::show::{source_text, table, word};
 use super::client::{Client, escaped};
+use super::plain::{Plain, json_text};
 use super::{complain, say};
 
 #[derive(Debug, Args)]
@@ -33,7 +39,7 @@ pub(super) struct Rules {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lists the rules in force, in the order in which they are asked.
+    /// Lists the rules in force, in the order in which they are asked, and operators' that are idle.
     List {
         /// Only those from here: file, operator or detected.
         #[arg(long, value_name = "ORIGIN")]
@@ -55,11 +61,15 @@ enum Command {
     Approve {
         /// The rule's name.
         name: String,
+        #[command(flatten)]
+        insist: Insist,
     },
     /// Has a rule act.
     Enforce {
         /// The rule's name.
         name: String,
+        #[command(flatten)]
+        insist: Insist,
     },
     /// Has a rule count only.
     Shadow {
@@ -73,44 +83,24 @@ enum Command {
         /// What it is called from then on.
         #[arg(long = "as", value_name = "NAME")]
         new_name: Option<String>,
+        /// Prints the file, and writes nothing.
+        #[arg(long, conflicts_with_all = ["json", "dry_run"])]
+        print: bool,
+        #[command(flatten)]
+        insist: Insist,
     },
     /// Takes back all detected rules.
     RevokeAllDetected,
 }
 
-#[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
-struct Add {
-    /// A file with one rule, as YAML or JSON; `-` is standard input.
-    #[arg(value_name = "FILE", conflicts_with_all = ["name", "when", "action"])]
-    file: Option<PathBuf>,
-    /// The rule's name.
-    #[arg(long, value_name = "NAME", required_unless_present = "file")]
-    name: Option<String>,
-    /// Which requests; may be given several times, then all must hold.
-    #[arg(long, value_name = "ATTRIBUTE=VALUE", required_unless_present = "file")]
-    when: Vec<String>,
-    /// What is done: allow, block, throttle, tarpit, drop or log.
-    #[arg(long, value_name = "ACTION", required_unless_present = "file")]
-    action: Option<String>,
-    /// For throttle: how many requests pass, like `5/s`.
-    #[arg(long, value_name = "RATE")]
-    rate: Option<String>,
-    /// How long, like `2h`; without it, until it is revoked.
-    #[arg(long, value_name = "DURATION")]
-    ttl: Option<String>,
-    /// Counts only.
-    #[arg(long)]
-    shadow: bool,
+#[derive(Clone, Copy, Debug, Args)]
+struct Insist {
     /// Also when it would meet more than 25 % of the recent normal traffic.
     #[arg(long)]
     force: bool,
     /// Only shows what it would meet.
     #[arg(long)]
     dry_run: bool,
-    /// Does not ask.
-    #[arg(long, short)]
-    yes: bool,
 }
 
 impl Rules {
@@ -128,18 +118,32 @@ impl Rules {
         match &self.command {
             Command::List { origin } => self.list(origin.as_deref()),
             Command::Show { name } => {
-                let rule = self.client.get(&at(name))?;
+                let rule = self.client.get(&at(name)?)?;
                 self.show(&rule, || rule_text(&rule));
                 Ok(())
             }
             Command::Add(add) => self.add(add),
-            Command::Revoke { name } => {
-                self.change(Method::DELETE, &at(name), &format!("`{name}` is revoked"))
+            Command::Revoke { name } => self.revoke(name),
+            Command::Approve { name, insist } => {
+                self.insist(name, "approve", "is approved and acts now", *insist)
             }
-            Command::Approve { name } => self.post(name, "approve", "is approved and acts now"),
-            Command::Enforce { name } => self.post(name, "enforce", "acts now"),
-            Command::Shadow { name } => self.post(name, "shadow", "only counts now"),
-            Command::Promote { name, new_name } => self.promote(name, new_name.as_deref()),
+            Command::Enforce { name, insist } => self.insist(name, "enforce", "acts now", *insist),
+            Command::Shadow { name } => {
+                let path = format!("{}/shadow", at(name)?);
+                self.change(Method::POST, &path, &format!("`{name}` only counts now"))
+            }
+            Command::Promote {
+                name,
+                new_name,
+                print: true,
+                insist,
+            } => self.print(name, new_name.as_deref(), insist.force),
+            Command::Promote {
+                name,
+                new_name,
+                print: false,
+                insist,
+            } => self.promote(name, new_name.as_deref(), *insist),
             Command::RevokeAllDetected => {
                 let path = self.with_reason("/api/v1/rules?origin=detected");
                 let body = self.client.ask(Method::DELETE, &path, None)?.ok()?;
@@ -165,6 +169,7 @@ impl Rules {
             let head = [
                 "NAME", "ORIGIN", "ACTION", "MODE", "REFUSED", "MATCHED", "WHEN",
             ];
+            let idle = json!("idle");
             let rows = rules.iter().map(|rule| {
                 let matched = number(&rule["matches"]) + number(&rule["shadow_matches"]);
                 let action = match rule["rate"].as_str() {
@@ -175,7 +180,11 @@ impl Rules {
                     word(&rule["name"]),
                     word(&rule["origin"]),
                     action,
-                    word(&rule["mode"]),
+                    word(if rule["idle"].is_string() {
+                        &idle
+                    } else {
+                        &rule["mode"]
+                    }),
                     word(&rule["refusals"]),
                     matched.to_string(),
                     source_text(&rule["when"]),
@@ -191,7 +200,7 @@ impl Rules {
         let body = || Some(("application/yaml", text.clone()));
         let path = "/api/v1/rules?dry_run=true";
         let tried = self.client.ask(Method::POST, path, body())?.ok()?;
-        if add.dry_run {
+        if add.insist.dry_run {
             self.show(&tried, || preview_text(&tried));
             return Ok(());
         }
@@ -199,7 +208,7 @@ impl Rules {
             say(&preview_text(&tried));
         }
         let needs_force = tried["needs_force"] == true;
-        if needs_force && !add.force {
+        if needs_force && !add.insist.force {
             bail!(
                 "`{}` would meet more than 25 % of the recent normal traffic; add `--force` if that is meant",
                 word(&tried["name"])
@@ -208,7 +217,7 @@ impl Rules {
         if !add.yes && !asked(&format!("put `{}` in force?", word(&tried["name"])))? {
             bail!("nothing was changed");
         }
-        let path = if add.force {
+        let path = if add.insist.force {
             "/api/v1/rules?force=true"
         } else {
             "/api/v1/rules"
@@ -224,27 +233,71 @@ impl Rules {
         answer.ok().map(|_| ())
     }
 
-    fn promote(&self, name: &str, new_name: Option<&str>) -> anyhow::Result<()> {
-        let mut path = format!("{}/promote", at(name));
-        if let Some(new_name) = new_name {
-            path = format!("{path}?name={}", escaped(new_name));
-        }
+    fn promote(&self, name: &str, new_name: Option<&str>, insist: Insist) -> anyhow::Result<()> {
+        let path = promote_at(name, new_name, insist)?;
         let path = self.with_reason(&path);
-        let body = self.client.ask(Method::POST, &path, None)?.ok()?;
+        let answer = self.client.ask(Method::POST, &path, None)?;
+        if answer.status == StatusCode::INSUFFICIENT_STORAGE {
+            // What was to be written is not lost: it is what standard output has.
+            let body = &answer.body;
+            self.show(body, || lines_of(&body["yaml"]));
+        }
+        let body = answer.ok()?;
         self.show(&body, || {
+            if insist.dry_run {
+                return format!("{}\n\n{}", preview_text(&body), lines_of(&body["yaml"]));
+            }
             format!(
                 "`{name}` is written to {} as `{}`:\n\n{}",
                 word(&body["path"]),
                 word(&body["name"]),
-                word(&body["yaml"]).trim_end()
+                lines_of(&body["yaml"])
             )
         });
+        warn_if_not_kept(&body);
         Ok(())
     }
 
-    fn post(&self, name: &str, action: &str, what: &str) -> anyhow::Result<()> {
-        let path = format!("{}/{action}", at(name));
+    /// Prints the file that a detected rule would become, and nothing else.
+    fn print(&self, name: &str, new_name: Option<&str>, force: bool) -> anyhow::Result<()> {
+        let dry_run = Insist {
+            force,
+            dry_run: true,
+        };
+        let path = promote_at(name, new_name, dry_run)?;
+        let tried = self.client.ask(Method::POST, &path, None)?.ok()?;
+        if tried["needs_force"] == true && !force {
+            bail!(
+                "{}\nthat is more than 25 % of the recent normal traffic; add `--force` if that is meant",
+                preview_text(&tried)
+            );
+        }
+        say(&lines_of(&tried["yaml"]));
+        Ok(())
+    }
+
+    fn insist(&self, name: &str, action: &str, what: &str, insist: Insist) -> anyhow::Result<()> {
+        let path = insist.on(format!("{}/{action}", at(name)?));
+        if insist.dry_run {
+            let tried = self.client.ask(Method::POST, &path, None)?.ok()?;
+            self.show(&tried, || preview_text(&tried));
+            return Ok(());
+        }
         self.change(Method::POST, &path, &format!("`{name}` {what}"))
+    }
+
+    fn revoke(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.with_reason(&at(name)?);
+        let body = self.client.ask(Method::DELETE, &path, None)?.ok()?;
+        self.show(&body, || {
+            if body["rule"].is_null() {
+                format!("`{name}` is revoked")
+            } else {
+                format!("the operator's rule `{name}` is revoked; the one in a file is in force")
+            }
+        });
+        warn_if_not_kept(&body);
+        Ok(())
     }
 
     fn change(&self, method: Method, path: &str, said: &str) -> anyhow::Result<()> {
@@ -259,69 +312,63 @@ impl Rules {
 
     fn with_reason(&self, path: &str) -> String {
         match &self.reason {
-            Some(reason) => {
-                let sign = if path.contains('?') { '&' } else { '?' };
-                format!("{path}{sign}reason={}", escaped(reason))
-            }
+            Some(reason) => with(path, &format!("reason={}", escaped(reason))),
             None => path.to_owned(),
         }
     }
 
     fn show(&self, value: &Value, text: impl FnOnce() -> String) {
         if self.json {
-            say(&format!("{value:#}"));
+            say(&json_text(value));
         } else {
             say(&text());
         }
     }
 }
 
-impl Add {
-    /// Returns the rule as it is sent.
-    fn text(&self, reason: Option<&str>) -> anyhow::Result<String> {
-        if let Some(file) = &self.file {
-            if file.as_os_str() == "-" {
-                let mut text = String::new();
-                std::io::stdin()
-                    .read_to_string(&mut text)
-                    .context("read the rule from standard input")?;
-                return Ok(text);
-            }
-            return std::fs::read_to_string(file)
-                .with_context(|| format!("{}: the rule cannot be read", file.display()));
-        }
-        let mut when = Map::new();
-        for condition in &self.when {
-            let (attribute, value) = condition
-                .split_once('=')
-                .ok_or_else(|| anyhow!("`--when {condition}`: write it like `--when app=acme`"))?;
-            if when.insert(attribute.to_owned(), json!(value)).is_some() {
-                bail!(
-                    "`--when {attribute}=…` is given twice; for any of several values write the rule in a \
-                     file"
-                );
+impl Insist {
+    fn on(self, mut path: String) -> String {
+        for (flag, is_set) in [("dry_run", self.dry_run), ("force", self.force)] {
+            if is_set {
+                path = with(&path, &format!("{flag}=true"));
             }
         }
-        let mut rule = json!({ "name": self.name, "when": when, "action": self.action });
-        let fields = [
-            ("rate", self.rate.as_deref()),
-            ("ttl", self.ttl.as_deref()),
-            ("mode", self.shadow.then_some("shadow")),
-            ("reason", reason),
-        ];
-        if let Some(rule) = rule.as_object_mut() {
-            for (key, value) in fields {
-                if let Some(value) = value {
-                    rule.insert(key.to_owned(), json!(value));
-                }
-            }
-        }
-        Ok(rule.to_string())
+        path
     }
 }
 
-fn at(name: &str) -> String {
-    format!("/api/v1/rules/{}", escaped(name).replace("%2D", "-"))
+/// Adds to the query of a path.
+fn with(path: &str, pair: &str) -> String {
+    let sign = if path.contains('?') { '&' } else { '?' };
+    format!("{path}{sign}{pair}")
+}
+
+fn at(name: &str) -> anyhow::Result<String> {
+    Ok(format!("/api/v1/rules/{}", checked(name)?))
+}
+
+fn promote_at(name: &str, new_name: Option<&str>, insist: Insist) -> anyhow::Result<String> {
+    let path = insist.on(format!("{}/promote", at(name)?));
+    Ok(match new_name {
+        Some(new_name) => with(&path, &format!("name={}", checked(new_name)?)),
+        None => path,
+    })
+}
+
+/// Returns a name as it stands in a path: names have nothing that would have to be escaped, and what has
+/// is no name.
+fn checked(name: &str) -> anyhow::Result<&str> {
+    let is_name = name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !is_name {
+        bail!(
+            "`{}` is no name of a rule; those are letters, digits, `-`, `_` and `.`, a letter or digit first",
+            Plain(name)
+        );
+    }
+    Ok(name)
 }
 
 /// Asks on the terminal; nothing but `y` or `yes` is a yes.
@@ -344,127 +391,4 @@ fn warn_if_not_kept(body: &Value) {
              log, and `tidegate_state_writable`",
         );
     }
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
-}
-
-/// Returns a value as people read it: text without quotes.
-pub(super) fn word(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Returns a source or a condition in one line.
-pub(super) fn source_text(source: &Value) -> String {
-    let Some(values) = source.as_object().filter(|values| !values.is_empty()) else {
-        return "everybody".to_owned();
-    };
-    let parts: Vec<String> = values
-        .iter()
-        .map(|(attribute, value)| {
-            if value.get("present") == Some(&Value::Bool(false)) {
-                format!("no {attribute}")
-            } else {
-                format!("{attribute}={}", word(value))
-            }
-        })
-        .collect();
-    parts.join(", ")
-}
-
-fn preview_text(tried: &Value) -> String {
-    let preview = &tried["preview"];
-    let share = |value: &Value| 100.0 * value.as_f64().unwrap_or_default();
-    let real = |value: &Value| value.as_f64().unwrap_or_default();
-    if number(&preview["sampled"]) == 0 {
-        return format!(
-            "`{}`: there were no requests lately to try it on",
-            word(&tried["name"])
-        );
-    }
-    let mut lines = vec![format!(
-        "`{}` would meet {:.1} requests a second: {:.2} % of all, {:.2} % of the normal traffic (the last {:.0} s, a \
-         sample of {})",
-        word(&tried["name"]),
-        real(&preview["matched_per_second"]),
-        share(&preview["share"]),
-        share(&preview["share_of_normal"]),
-        real(&preview["seconds"]),
-        preview["sampled"],
-    )];
-    for (list, what) in [("sources", "sources"), ("tenants", "tenants")] {
-        let met = preview[list].as_array().cloned().unwrap_or_default();
-        if met.is_empty() {
-            continue;
-        }
-        lines.push(format!("{what} that it would meet:"));
-        lines.extend(met.iter().map(|met| {
-            format!(
-                "  {:>9.1}/s  {:>5.1} %  {}",
-                real(&met["requests_per_second"]),
-                share(&met["share"]),
-                source_text(&met["source"])
-            )
-        }));
-    }
-    lines.join("\n")
-}
-
-fn rule_text(rule: &Value) -> String {
-    let mut lines = Vec::new();
-    for (key, value) in rule.as_object().into_iter().flatten() {
-        match key.as_str() {
-            "evidence" => {
-                for (key, value) in value.as_object().into_iter().flatten() {
-                    if key != "rejected_candidates" {
-                        lines.push(format!("{key:<24}{}", word(value)));
-                    }
-                }
-                for rejected in value["rejected_candidates"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                {
-                    let (when, why) = (source_text(&rejected["when"]), word(&rejected["why"]));
-                    lines.push(format!("{:<24}{when}: {why}", "not"));
-                }
-            }
-            "when" => lines.push(format!("{key:<24}{}", source_text(value))),
-            _ => lines.push(format!("{key:<24}{}", word(value))),
-        }
-    }
-    lines.join("\n")
-}
-
-/// Sets columns side by side, the last one as long as it is.
-pub(super) fn table<const N: usize>(
-    head: &[&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) -> String {
-    let mut all = vec![head.map(str::to_owned)];
-    all.extend(rows);
-    let mut widths = [0; N];
-    for row in &all {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let lines: Vec<String> = all
-        .iter()
-        .map(|row| {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
-                line.push_str(cell);
-                let padding = width - cell.chars().count() + 2;
-                line.extend(std::iter::repeat_n(' ', padding));
-            }
-            line.trim_end().to_owned()
-        })
-        .collect();
-    lines.join("\n")
 }

@@ -1,18 +1,20 @@
 //! Changes that operators make to the rules in force. Who may, and what is written to the audit trail,
 //! is the admin API's business.
 
-use std::io;
-use std::path::PathBuf;
-
+use serde_json::{Value, json};
 use tidegate_engine::policy::Preview;
 use tidegate_engine::problem::Problems;
-use tidegate_engine::rules::{DETECTED_PREFIX, Mode, Origin, Rules, whole_rule};
-use tidegate_engine::rules_file::RulesFile;
+use tidegate_engine::rules::{Mode, Origin, Rule, Rules, whole_rule};
 use tidegate_engine::verdict::Name;
 
-use super::operator::{OPERATOR_BYTES_MAX, OPERATOR_RULES_MAX, OperatorRule, names};
-use super::{Control, promote};
+use super::Control;
+use super::operator::{
+    Idle, IdleRule, Moved, OPERATOR_BYTES_MAX, OPERATOR_RULES_MAX, OperatorRule, names, say_idle,
+};
 use crate::state::Done;
+
+/// The most lines of the audit trail that one reload makes: a quarter of what may wait for the disk.
+const MOVED_AUDITED_MAX: usize = 16;
 
 /// Why a change is not made.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,9 @@ pub enum Refused {
     /// There is no such rule.
     #[error("there is no rule `{0}` in force; `tidegate rules list` shows those that are")]
     Unknown(String),
+    /// The rule is an operator's and not in force.
+    #[error("`{0}` is not in force: {1}; revoke it (`tidegate rules revoke {0}`), or mend that")]
+    Idle(String, Idle),
     /// The rule is written in a file.
     #[error(
         "`{0}` is written in a file of the rules folder; change it there, and it is read again within \
@@ -47,9 +52,24 @@ pub enum Refused {
         OPERATOR_BYTES_MAX >> 20
     )]
     TooMuch,
-    /// The rules folder cannot be written.
-    #[error("the file was not written: {1}; put this text into the rules folder yourself:\n{0}")]
-    NotWritten(String, io::Error),
+    /// The rule is on its way into a file.
+    #[error("`{0}` is being written as `{1}` already; see whether that is in force in a moment")]
+    Promoting(String, Name),
+    /// A file cannot say what the rule says, and would hit others.
+    #[error(
+        "`{0}` of this rule cannot be said exactly in a file ({1}); write a rule of your own that hits whom \
+         you mean"
+    )]
+    NotExact(String, String),
+}
+
+/// What a rule would meet if it acted, and whether somebody must insist for that.
+#[derive(Clone, Debug)]
+pub struct Weighed {
+    /// What it would meet.
+    pub preview: Preview,
+    /// Whether that is so much of the normal traffic that somebody must insist.
+    pub needs_force: bool,
 }
 
 /// A rule that could be added, and what it would meet.
@@ -58,37 +78,20 @@ pub struct Tried {
     /// The rule.
     pub rule: OperatorRule,
     /// What it would meet.
-    pub preview: Preview,
-}
-
-/// A detected rule that has become a file.
-#[derive(Debug)]
-pub struct Promoted {
-    /// The name of the rule in the file.
-    pub name: Name,
-    /// The file.
-    pub path: PathBuf,
-    /// What it says.
-    pub text: String,
-}
-
-/// A detected rule on its way into a file.
-#[derive(Debug)]
-pub(super) struct Promotion {
-    detected: Name,
-    filed: Name,
-    why: String,
+    pub weighed: Weighed,
 }
 
 impl Control {
-    /// Reads a rule and tries it on the recent requests. Changes nothing.
+    /// Reads a rule and tries it on the recent requests. Changes nothing but that rules whose time is over
+    /// are forgotten.
     ///
     /// # Errors
     ///
     /// The rule is not right, its name is taken, or there is no room.
-    pub fn try_rule(&self, text: &str) -> Result<Tried, Refused> {
+    pub fn try_rule(&mut self, text: &str) -> Result<Tried, Refused> {
         let mut vocabulary = self.parts.setup.settings.vocabulary();
-        let (now, wall) = (self.parts.clock.now(), self.parts.clock.wall());
+        let wall = self.parts.clock.wall();
+        self.parts.operator.forget_ended(wall);
         let rule = OperatorRule::read(text, &mut vocabulary, wall).map_err(Refused::Wrong)?;
         let name = &rule.rule.name;
         if self.parts.operator.has(name.as_str())
@@ -102,9 +105,58 @@ impl Control {
         if self.parts.operator.is_too_much(&rule) {
             return Err(Refused::TooMuch);
         }
+        let weighed = self.weigh(&rule.rule);
+        Ok(Tried { rule, weighed })
+    }
+
+    /// Tries a rule on the recent requests.
+    pub(super) fn weigh(&self, rule: &Rule) -> Weighed {
+        let (policy, now) = (self.policy(), self.parts.clock.now());
+        let preview = Preview::of(rule, &self.parts.setup.recent, policy.schema(), now);
+        let needs_force = preview.needs_force(rule);
+        Weighed {
+            preview,
+            needs_force,
+        }
+    }
+
+    /// Tries on the recent requests what a rule would do if it acted. Nobody must insist on what it does
+    /// already. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no such rule, or it stands in a file.
+    pub fn try_enforcing(&self, name: &str) -> Result<Weighed, Refused> {
+        let name = match self.origin_of(name)? {
+            Origin::File => return Err(Refused::InAFile(name.to_owned())),
+            Origin::Operator => name,
+            Origin::Detected => whole_rule(name),
+        };
         let policy = self.policy();
-        let preview = Preview::of(&rule.rule, &self.parts.setup.recent, policy.schema(), now);
-        Ok(Tried { rule, preview })
+        let in_force = policy
+            .rules()
+            .find(|rule| rule.rule().name.as_str() == name)
+            .ok_or_else(|| Refused::Unknown(name.to_owned()))?;
+        let rule = in_force.rule();
+        let acting = Rule {
+            mode: Mode::Enforce,
+            ..rule.clone()
+        };
+        let mut weighed = self.weigh(&acting);
+        weighed.needs_force &= rule.mode == Mode::Shadow;
+        Ok(weighed)
+    }
+
+    /// Tries on the recent requests what a detected rule would do if it were approved. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no such rule, or it is not the detector's.
+    pub fn try_approving(&self, name: &str) -> Result<Weighed, Refused> {
+        if self.origin_of(name)? != Origin::Detected {
+            return Err(Refused::NotDetected(name.to_owned(), "approved"));
+        }
+        self.try_enforcing(name)
     }
 
     /// Puts an operator's rule in force. Returns when it is kept, too.
@@ -114,12 +166,16 @@ impl Control {
         self.keep_operator_rules()
     }
 
-    /// Takes a rule back. Returns when that is kept, too.
+    /// Takes a rule back; an operator's that is idle, before the one in a file that has its name. Returns
+    /// when that is kept, too.
     ///
     /// # Errors
     ///
     /// There is no such rule, or it stands in a file.
     pub fn revoke_rule(&mut self, name: &str, why: &str) -> Result<Option<Done>, Refused> {
+        if self.parts.operator.remove_idle(name) {
+            return Ok(self.keep_operator_rules());
+        }
         match self.origin_of(name)? {
             Origin::File => Err(Refused::InAFile(name.to_owned())),
             Origin::Operator => {
@@ -187,74 +243,9 @@ impl Control {
         Ok(self.keep_detected())
     }
 
-    /// Writes a detected rule into the rules folder, under another name, and puts it in force from
-    /// there; the detector's rule ends.
-    ///
-    /// # Errors
-    ///
-    /// There is no such rule, it is not the detector's, the name is taken, or the folder cannot be written.
-    pub fn promote_rule(
-        &mut self,
-        name: &str,
-        new_name: Option<&str>,
-        by: &str,
-    ) -> Result<Promoted, Refused> {
-        if self.origin_of(name)? != Origin::Detected {
-            return Err(Refused::NotDetected(name.to_owned(), "promoted"));
-        }
-        let name = whole_rule(name);
-        let new_name = match new_name {
-            Some(new_name) => new_name.to_owned(),
-            None => format!("loop-{}", name.trim_start_matches(DETECTED_PREFIX)),
-        };
-        let taken = Name::new(&new_name);
-        if self.origin_of(&new_name).is_ok() || names(&self.parts.rules).any(|n| *n == taken) {
-            return Err(Refused::Taken(taken));
-        }
-        let policy = self.policy();
-        let in_force = policy
-            .rules()
-            .find(|rule| rule.rule().name.as_str() == name)
-            .ok_or_else(|| Refused::Unknown(name.to_owned()))?;
-        let at = humantime::format_rfc3339_seconds(self.parts.clock.wall()).to_string();
-        let provenance = promote::Provenance {
-            incident: self
-                .incidents()
-                .iter()
-                .find(|incident| incident.rule.as_ref().is_some_and(|r| r.as_str() == name)),
-            by,
-            at: &at,
-        };
-        let text = promote::rule_file(in_force.rule(), &taken, provenance);
-        // What would not be read must not be written: a bad name, for example.
-        let mut vocabulary = self.parts.setup.settings.vocabulary();
-        let wall = self.parts.clock.wall();
-        RulesFile::parse(&format!("{new_name}.yaml"), &text, &mut vocabulary, wall)
-            .map_err(Refused::Wrong)?;
-        let folder = self.parts.setup.settings.rules.path.clone();
-        match promote::write(&folder, &new_name, &text) {
-            Ok(path) => {
-                // It is read from there within seconds; the detector's rule holds until then. Of one rule
-                // the newest file counts, and of a rule that has ended none: at most as many wait as
-                // there are detected rules.
-                self.promoted.retain(|promotion| {
-                    let is_there = |rule: &Name| *rule == promotion.detected;
-                    promotion.detected.as_str() != name
-                        && policy.rules().any(|rule| is_there(&rule.rule().name))
-                });
-                self.promoted.push(Promotion {
-                    detected: Name::new(name),
-                    filed: taken.clone(),
-                    why: format!("promoted to `{taken}` by {by}"),
-                });
-                Ok(Promoted {
-                    name: taken,
-                    path,
-                    text,
-                })
-            }
-            Err(error) => Err(Refused::NotWritten(text, error)),
-        }
+    /// Walks the operators' rules that are not in force.
+    pub fn idle_rules(&self) -> impl Iterator<Item = &IdleRule> {
+        self.parts.operator.idle()
     }
 
     /// Returns when a line of the audit trail is kept; `None` where it will not be.
@@ -263,13 +254,18 @@ impl Control {
         writer.audit(line)
     }
 
-    fn origin_of(&self, name: &str) -> Result<Origin, Refused> {
+    pub(super) fn origin_of(&self, name: &str) -> Result<Origin, Refused> {
         let policy = self.policy();
         let rule = policy
             .rules()
             .find(|rule| rule.rule().name.as_str() == name);
-        rule.map(|rule| rule.rule().origin)
-            .ok_or_else(|| Refused::Unknown(name.to_owned()))
+        rule.map(|rule| rule.rule().origin).ok_or_else(|| {
+            let mut idle = self.parts.operator.idle();
+            match idle.find(|idle| idle.rule.name.as_str() == name) {
+                Some(idle) => Refused::Idle(name.to_owned(), idle.why.clone()),
+                None => Refused::Unknown(name.to_owned()),
+            }
+        })
     }
 
     /// Has the detector's rules kept. Returns when they are.
@@ -294,32 +290,60 @@ impl Control {
     /// Makes room for what the files say now: one name is one rule, and the file's is the newer word.
     /// Detected rules that have become files end.
     pub(super) fn give_way_to(&mut self, rules: &Rules) {
-        let taken: Vec<Name> = names(rules)
-            .filter(|name| self.parts.operator.has(name.as_str()))
-            .cloned()
-            .collect();
-        for name in &taken {
+        let moved = self.parts.operator.make_way(rules);
+        self.tell_moved(&moved);
+        self.give_way_to_promoted(rules);
+    }
+
+    /// Says which operators' rules the files and settings have put out of force, or back into it, in the
+    /// log and in the audit trail: nobody asked for it by name.
+    pub(super) fn tell_moved(&self, moved: &Moved) {
+        let is = |rule: &Rule| {
+            json!({
+                "name": rule.name, "when": rule.when_text, "action": rule.action.word(), "mode": rule.mode,
+            })
+        };
+        let idle = moved.idle.iter().map(|(rule, why)| {
+            say_idle(rule, why);
+            (
+                "idle",
+                rule.name.as_str(),
+                why.to_string(),
+                (is(rule), Value::Null),
+            )
+        });
+        let back = moved.back.iter().map(|rule| {
             tracing::warn!(
-                rule = name.as_str(),
-                "a file has a rule or limit of this name now; the operator's rule is over"
+                rule = rule.name.as_str(),
+                "an operator's rule is in force again"
             );
-            self.parts.operator.remove(name.as_str());
+            let why = "what stood in its way is gone".to_owned();
+            (
+                "in_force_again",
+                rule.name.as_str(),
+                why,
+                (Value::Null, is(rule)),
+            )
+        });
+        let at = humantime::format_rfc3339_millis(self.parts.clock.wall()).to_string();
+        let line = |what: &str, rule: &str, why: &str, (before, after): (Value, Value)| {
+            let line = json!({
+                "time": at, "who": "tidegate", "peer": "", "what": what, "rule": rule, "why": why,
+                "forced": false, "before": before, "after": after,
+            });
+            // Nobody waits for it; whether it came to the disk is seen in the metrics.
+            drop(self.audit(line.to_string()));
+        };
+        let all: Vec<_> = idle.chain(back).collect();
+        let left_out = all.len().saturating_sub(MOVED_AUDITED_MAX);
+        for (what, rule, why, change) in all.into_iter().take(MOVED_AUDITED_MAX) {
+            line(what, rule, &why, change);
         }
-        if !taken.is_empty() {
-            drop(self.keep_operator_rules());
-        }
-        let now = self.parts.clock.now();
-        let (done, waiting) = std::mem::take(&mut self.promoted)
-            .into_iter()
-            .partition(|promotion| names(rules).any(|name| *name == promotion.filed));
-        self.promoted = waiting;
-        let done: Vec<Promotion> = done;
-        for promotion in &done {
-            let name = promotion.detected.as_str();
-            self.parts.detector.revoke(name, &promotion.why, now);
-        }
-        if !done.is_empty() {
-            drop(self.keep_detected());
+        if left_out > 0 {
+            let why = format!(
+                "{left_out} more operators' rules went out of force or came back; the log has all"
+            );
+            line("idle", "", &why, (Value::Null, Value::Null));
         }
     }
 }

@@ -79,10 +79,10 @@ impl Control {
             self.renew_detector(&schema);
         }
         self.parts.detector.set_spec(settings.detection_spec());
-        self.give_way_to(&rules);
-        self.parts
-            .operator
-            .read_again(&mut settings.vocabulary(), &rules);
+        let mut vocabulary = settings.vocabulary();
+        let moved = self.parts.operator.read_again(&mut vocabulary, &rules);
+        self.tell_moved(&moved);
+        self.give_way_to_promoted(&rules);
         self.parts.rules = rules;
         let policy = self.compile(&schema, service_specs(&settings));
         let policy = self.parts.publisher.move_on(policy);

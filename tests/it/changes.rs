@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::harness::{Message, Proxy, Setup, Upstream, Wire, eventually};
+use super::harness::{Description, Message, Proxy, Setup, Upstream, Wire, eventually};
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\n\r\n";
 const OTHER: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: other\r\n\r\n";
@@ -232,6 +232,84 @@ fn a_rule_is_tried_on_the_recent_requests_first() {
     );
 }
 
+/// `dry_run` was read everywhere and honoured at one place only.
+#[test]
+fn a_dry_run_changes_nothing_and_what_means_nothing_is_refused() {
+    let upstream = Upstream::recording();
+    let proxy = Proxy::to(upstream.address);
+    let shadow =
+        r#"{ "name": "r", "when": { "app": "acme" }, "action": "block", "mode": "shadow" }"#;
+    add(&proxy, shadow);
+    let tried = send(&proxy, "POST", "/api/v1/rules/r/enforce?dry_run=true", "");
+    assert_eq!(tried.status(), 200, "{tried:?}");
+    assert_eq!(tried.json()["needs_force"], false);
+    assert!(tried.json()["preview"].is_object(), "{tried:?}");
+    for (method, path) in [
+        ("DELETE", "/api/v1/rules/r?dry_run=true"),
+        ("DELETE", "/api/v1/rules/r?force=true"),
+        ("DELETE", "/api/v1/rules/r?name=x"),
+        ("DELETE", "/api/v1/rules/r?origin=operator"),
+        ("DELETE", "/api/v1/rules?origin=detected&dry_run=true"),
+        ("DELETE", "/api/v1/rules?origin=detected&force=true"),
+        ("POST", "/api/v1/rules/r/shadow?dry_run=true"),
+        ("POST", "/api/v1/rules/r/shadow?force=true"),
+        ("POST", "/api/v1/rules/r/enforce?name=x"),
+        ("POST", "/api/v1/rules/r/enforce?origin=operator"),
+        ("POST", "/api/v1/rules/r/approve?name=x"),
+        ("POST", "/api/v1/rules/r/promote?origin=detected"),
+        ("POST", "/api/v1/rules?name=x"),
+        ("POST", "/api/v1/rules?origin=operator"),
+        ("POST", "/api/v1/explain?dry_run=true"),
+        ("POST", "/api/v1/explain?reason=x"),
+    ] {
+        let answer = send(&proxy, method, path, BLOCK);
+        assert_eq!(answer.status(), 400, "{method} {path}: {answer:?}");
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains("means nothing here; write "), "{detail}");
+    }
+    let shown = proxy.admin("/api/v1/rules").json();
+    assert_eq!(shown.as_array().unwrap().len(), 1);
+    assert_eq!(shown[0]["mode"], "shadow", "{shown}");
+    let trail = proxy.admin("/api/v1/audit").json();
+    assert_eq!(trail.as_array().unwrap().len(), 1, "the adding: {trail}");
+}
+
+/// What was added in shadow could be enforced against everybody without a word.
+#[test]
+fn what_would_meet_much_is_enforced_only_where_somebody_insists() {
+    let upstream = Upstream::recording();
+    let proxy = Proxy::to(upstream.address);
+    for _ in 0..10 {
+        proxy.ask(GET);
+        proxy.ask(OTHER);
+    }
+    let shadow =
+        r#"{ "name": "r", "when": { "app": "acme" }, "action": "block", "mode": "shadow" }"#;
+    eventually("the sample is gathered", || {
+        let tried = send(&proxy, "POST", "/api/v1/rules?dry_run=true", BLOCK).json();
+        tried["needs_force"] == true
+    });
+    let dry = send(&proxy, "POST", "/api/v1/rules?dry_run=true", shadow).json();
+    assert_eq!(dry["preview"]["share_of_normal"], 0.5, "{dry}");
+    assert_eq!(dry["needs_force"], false, "it counts only: {dry}");
+    add(&proxy, shadow);
+    let enforce = |query: &str| {
+        let path = format!("/api/v1/rules/r/enforce{query}");
+        send(&proxy, "POST", &path, "")
+    };
+    let refused = enforce("");
+    assert_eq!(refused.status(), 409, "{refused:?}");
+    assert_eq!(refused.json()["preview"]["share_of_normal"], 0.5);
+    Description::of(&proxy).holds("post", "/api/v1/rules/{name}/enforce", &refused);
+    assert_eq!(enforce("?dry_run=true").json()["needs_force"], true);
+    assert_eq!(proxy.ask(GET).status(), 200, "it still counts only");
+    assert_eq!(enforce("?force=true").status(), 200);
+    assert_eq!(proxy.ask(GET).status(), 403);
+    assert_eq!(enforce("").status(), 200, "it acts already");
+    let trail = proxy.admin("/api/v1/audit").json();
+    assert_eq!(trail[1]["forced"], true, "{trail}");
+}
+
 #[test]
 fn a_request_is_explained_before_and_after() {
     let upstream = Upstream::recording();
@@ -282,10 +360,10 @@ fn the_server_is_what_its_description_says() {
     let proxy = Proxy::to(upstream.address);
     add(&proxy, BLOCK);
     proxy.ask(GET);
-    let description = proxy.admin("/api/openapi.json").json();
+    let description = Description::of(&proxy);
     let mut checked = 0;
-    for (path, methods) in description["paths"].as_object().unwrap() {
-        for (method, operation) in methods.as_object().unwrap() {
+    for (path, methods) in description.paths() {
+        for method in methods.as_object().unwrap().keys() {
             if path == "/api/v1/events" {
                 continue;
             }
@@ -302,86 +380,13 @@ fn the_server_is_what_its_description_says() {
             } else {
                 send(&proxy, &method.to_uppercase(), &asked, body)
             };
-            let status = answer.status().to_string();
-            let described = &operation["responses"][&status];
-            assert!(
-                described.is_object(),
-                "{method} {path}: {status} is not described"
-            );
-            let kind = answer.header("content-type").unwrap_or_default();
-            let kind = kind.split(';').next().unwrap_or_default();
-            let content = &described["content"][kind];
-            assert!(
-                content.is_object(),
-                "{method} {path} {status}: {kind} is not described"
-            );
-            if kind.ends_with("json") {
-                let schema = &content["schema"];
-                matches_schema(
-                    &description,
-                    schema,
-                    &answer.json(),
-                    &format!("{method} {path}"),
-                );
-            }
+            description.holds(method, path, &answer);
             checked += 1;
         }
     }
     assert_eq!(checked, 21);
     let undescribed = send(&proxy, "PATCH", "/api/v1/rules/r", "");
     assert_eq!(undescribed.status(), 405);
-}
-
-/// Holds a value against the part of JSON Schema that the description uses. Members that are not
-/// described are a mistake, too.
-#[track_caller]
-fn matches_schema(description: &Value, schema: &Value, value: &Value, at: &str) {
-    if let Some(reference) = schema["$ref"].as_str() {
-        let name = reference.trim_start_matches("#/components/schemas/");
-        let named = description.pointer(&format!("/components/schemas/{name}"));
-        let named = named.unwrap_or_else(|| panic!("{at}: {reference}"));
-        return matches_schema(description, named, value, at);
-    }
-    let types: Vec<&str> = match &schema["type"] {
-        Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
-    };
-    let own = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(number) if number.is_u64() && types.contains(&"integer") => "integer",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    assert!(
-        types.contains(&own),
-        "{at}: {value} is {own}, not {types:?}"
-    );
-    if let Some(allowed) = schema["enum"].as_array() {
-        assert!(
-            allowed.contains(value),
-            "{at}: {value} is none of {allowed:?}"
-        );
-    }
-    for required in schema["required"].as_array().into_iter().flatten() {
-        let name = required.as_str().unwrap_or_default();
-        assert!(
-            value.get(name).is_some(),
-            "{at}: `{name}` is missing in {value}"
-        );
-    }
-    for item in value.as_array().into_iter().flatten() {
-        matches_schema(description, &schema["items"], item, &format!("{at}[]"));
-    }
-    if let Some(properties) = schema["properties"].as_object() {
-        for (name, member) in value.as_object().into_iter().flatten() {
-            let described = properties.get(name);
-            let described = described.unwrap_or_else(|| panic!("{at}: `{name}` is not described"));
-            matches_schema(description, described, member, &format!("{at}.{name}"));
-        }
-    }
 }
 
 #[test]

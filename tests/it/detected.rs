@@ -1,14 +1,22 @@
 //! The whole life of a detected rule, over real sockets: a loop is found, suggested, approved, seen by who
 //! is refused, promoted into a file, revoked; and it outlives the process.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "of JSON: what is not there is null, and never a panic"
+)]
+
 use std::net::SocketAddr;
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::changes::send;
-use super::harness::{Process, Proxy, Setup, Upstream, Wire, eventually};
+use super::harness::{
+    Description, Message, Process, Proxy, Setup, Upstream, Wire, eventually, tidegate,
+};
 use super::keeping::try_send;
 
 /// A request of a device behind an address of its own.
@@ -115,6 +123,105 @@ impl Modes {
     }
 }
 
+/// A detected rule, and the description of what is answered about it.
+struct Described<'a> {
+    proxy: &'a Proxy,
+    name: &'a str,
+    description: Description,
+}
+
+impl<'a> Described<'a> {
+    fn new(proxy: &'a Proxy, name: &'a str) -> Self {
+        let description = Description::of(proxy);
+        Self {
+            proxy,
+            name,
+            description,
+        }
+    }
+
+    #[track_caller]
+    fn holds(&self, method: &str, path: &str, answer: &Message) {
+        let path = format!("/api/v1/{path}");
+        self.description.holds(method, &path, answer);
+    }
+
+    fn post(&self, what: &str) -> Message {
+        let path = format!("/api/v1/rules/{}/{what}", self.name);
+        send(self.proxy, "POST", &path, "")
+    }
+
+    /// Rules and incidents are what is described while there are some.
+    #[track_caller]
+    fn shown(&self, incident: &Value) {
+        for (path, at) in [
+            ("rules", "rules".to_owned()),
+            ("rules/{name}", format!("rules/{}", self.name)),
+            ("incidents", "incidents".to_owned()),
+            ("incidents/{id}", format!("incidents/{incident}")),
+        ] {
+            let answer = self.proxy.admin(&format!("/api/v1/{at}"));
+            assert_eq!(answer.status(), 200, "{at}");
+            self.holds("get", path, &answer);
+        }
+    }
+
+    /// What is tried changes nothing, and what never acted is no file that acts.
+    #[track_caller]
+    fn tried(&self) {
+        let would_be = self.post("promote?dry_run=true");
+        self.holds("post", "rules/{name}/promote", &would_be);
+        let yaml = would_be.json()["yaml"].to_string();
+        assert!(yaml.contains("mode: shadow"), "{would_be:?}");
+        assert_eq!(would_be.json()["needs_force"], false, "{would_be:?}");
+        let tried = self.post("approve?dry_run=true");
+        self.holds("post", "rules/{name}/approve", &tried);
+        assert_eq!(tried.status(), 200, "{tried:?}");
+        // The flood is most of what passes, and is not normal.
+        assert_eq!(tried.json()["needs_force"], false, "{tried:?}");
+        assert_eq!(rule(self.proxy, self.name)["mode"], "shadow");
+    }
+
+    /// A folder in the way of the draft stands for one that cannot be written: the text is in the answer.
+    #[track_caller]
+    fn not_written(&self) {
+        let rules = self.proxy.folder.path().join("rules");
+        let draft = rules.join(".acme-loop.yaml.draft");
+        std::fs::create_dir_all(draft.join("in-the-way")).expect("a folder of ours");
+        let not_written = self.post("promote?name=acme-loop");
+        self.holds("post", "rules/{name}/promote", &not_written);
+        assert_eq!(not_written.status(), 507, "{not_written:?}");
+        let yaml = not_written.json()["yaml"].to_string();
+        assert!(yaml.contains("name: acme-loop"), "{not_written:?}");
+        // The command prints the text, and what is wrong elsewhere.
+        let admin = format!("http://{}", self.proxy.running.admin_address);
+        let promote = ["rules", "--admin", &admin, "promote", self.name];
+        let command = |more: &[&str]| {
+            let Output {
+                status,
+                stdout,
+                stderr,
+            } = tidegate(&[&promote[..], &["--as", "acme-loop"], more].concat());
+            let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+            (status.code(), text(stdout), text(stderr))
+        };
+        let (code, said, complained) = command(&[]);
+        assert_eq!(code, Some(1), "{said}{complained}");
+        assert!(
+            complained.contains("the file was not written"),
+            "{complained}"
+        );
+        let (code, printed, complained) = command(&["--print"]);
+        assert_eq!((code, &*complained), (Some(0), ""));
+        for text in [said, printed] {
+            assert!(text.starts_with("# Promoted from detected-"), "{text}");
+            assert!(text.contains("\nrules:\n  - name: acme-loop\n"), "{text}");
+        }
+        std::fs::remove_dir_all(&draft).expect("a folder of ours");
+        assert!(!rules.join("acme-loop.yaml").exists());
+    }
+}
+
 #[test]
 fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time() {
     let upstream = Upstream::recording();
@@ -153,7 +260,11 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
             rule(&proxy, name)["shadow_matches"].as_u64() > Some(0)
         });
 
+        let described = Described::new(&proxy, name);
+        described.shown(&id);
+        described.tried();
         let approved = post("approve");
+        described.holds("post", "rules/{name}/approve", &approved);
         assert_eq!(approved.status(), 200, "{approved:?}");
         eventually("the loop is blocked", || {
             let is_whole = rule(&proxy, name)["action"] == "block";
@@ -164,11 +275,15 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
         let refused = of_the_loop();
         let request = refused.header("x-request-id").expect("each answer has one");
         let asked = format!("{{ \"request_id\": \"{request}\" }}");
-        let explained = send(&proxy, "POST", "/api/v1/explain", &asked).json();
+        let explained = send(&proxy, "POST", "/api/v1/explain", &asked);
+        described.holds("post", "explain", &explained);
+        let explained = explained.json();
         assert_eq!(explained["rule"], name, "{explained}");
         assert_eq!(explained["incident"], id, "{explained}");
 
+        described.not_written();
         let promoted = post("promote?name=acme-loop");
+        described.holds("post", "rules/{name}/promote", &promoted);
         assert_eq!(promoted.status(), 201, "{promoted:?}");
         assert_eq!(promoted.json()["persisted"], true);
         eventually("the file's rule is in force", || {
@@ -185,7 +300,9 @@ fn a_suggested_rule_is_approved_promoted_and_the_honest_are_served_all_the_time(
         assert!(seen.contains(&"approved".to_owned()), "{seen:?}");
     });
     let what = |line: &Value| line["what"].as_str().unwrap_or_default().to_owned();
-    let trail = proxy.admin("/api/v1/audit").json();
+    let trail = proxy.admin("/api/v1/audit");
+    Description::of(&proxy).holds("get", "/api/v1/audit", &trail);
+    let trail = trail.json();
     let steps: Vec<_> = trail.as_array().expect("a list").iter().map(what).collect();
     assert_eq!(steps, ["approve", "promote"]);
     let refused = "tidegate_requests_total{service=\"chat\",verdict=\"limit\"}";

@@ -2,6 +2,7 @@
 //!
 //! Everything blocks, and everything that waits has a deadline: a test that would hang fails.
 
+mod description;
 mod message;
 mod process;
 mod proxy;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub(crate) use description::Description;
 pub(crate) use message::Message;
 pub(crate) use process::{Process, tidegate};
 pub(crate) use proxy::{Proxy, Setup};

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::condition::Clauses;
 use crate::attribute::{AttributeId, Schema};
 use crate::recent::{Recent, RecentRequest, telling_attributes};
-use crate::rules::{Action, Origin, Rule};
+use crate::rules::{Action, Mode, Origin, Rule};
 use crate::source::Source;
 use crate::time::Instant;
 
@@ -34,7 +34,8 @@ pub struct Preview {
     pub matched_per_second: f64,
     /// Share of all requests that it would meet, 0 to 1.
     pub share: f64,
-    /// Share of those that no rule and no limit refused, 0 to 1: the normal traffic.
+    /// Share of the normal traffic that it would meet, 0 to 1: of what no rule and no limit refused. For a
+    /// detected rule, what its source sent above what was expected of it is the surge, and not normal.
     pub share_of_normal: f64,
     /// Whose requests it would meet, most first.
     pub sources: Vec<Met>,
@@ -55,14 +56,16 @@ pub struct Met {
 
 impl Preview {
     /// Returns whether the rule would meet so much of the normal traffic that somebody must insist.
-    /// Rules that refuse nothing never do, and a handful of requests says nothing.
+    /// Rules that refuse nothing never do, be it for their action or because they are in shadow, and a
+    /// handful of requests says nothing.
     pub fn needs_force(&self, rule: &Rule) -> bool {
-        let refuses = !matches!(rule.action, Action::Allow | Action::Log);
+        let acts = rule.mode == Mode::Enforce;
+        let refuses = acts && !matches!(rule.action, Action::Allow | Action::Log);
         refuses && self.sampled >= SAMPLED_MIN && self.share_of_normal > NORMAL_SHARE_MAX
     }
 
-    /// Tries a rule on what came lately. Its mode, `percent` and rate are left out of account: it is what
-    /// the rule is about.
+    /// Tries a rule on what came lately. Its mode, `percent` and rate are left out of account: what is
+    /// shown is what the rule is about. Whether somebody must insist is [`Preview::needs_force`]'s business.
     pub fn of(rule: &Rule, recent: &Recent, schema: &Schema, now: Instant) -> Self {
         let clauses = Clauses::new(&rule.when);
         let spares_proxies = rule.origin == Origin::Detected;
@@ -109,6 +112,12 @@ impl Preview {
             sums.into_iter().map(met_by).collect()
         };
         preview.matched_per_second = met / seconds;
+        // Who is found in a flood is most of what passes; that flood is no reason to spare him.
+        let surge = rule.sparing.as_ref().map_or(0.0, |sparing| {
+            (normal_met - sparing.expected_per_second.max(0.0) * seconds).max(0.0)
+        });
+        normal -= surge;
+        normal_met -= surge;
         preview.share = share(met, all);
         preview.share_of_normal = share(normal_met, normal);
         preview.sources = listed(sources);
@@ -129,12 +138,15 @@ fn source_of(request: &RecentRequest<'_>, by: &[AttributeId], schema: &Schema) -
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
+    use std::sync::Arc;
     use std::time::SystemTime;
 
     use super::*;
     use crate::attribute::{AttributeKind, AttributeSpec, Side};
     use crate::request::{HashKey, RequestFacts};
+    use crate::rules::Sparing;
     use crate::rules_file::{Vocabulary, parse_rule};
+    use crate::traffic::Familiar;
     use crate::verdict::Verdict;
 
     fn schema() -> Schema {
@@ -200,6 +212,45 @@ mod tests {
         assert_eq!(preview.sources[0].source, met);
         let tenant = Source::everybody().with("tenant", "t1");
         assert_eq!(preview.tenants[0].source, tenant);
+    }
+
+    #[test]
+    fn a_rule_in_shadow_needs_nobody_to_insist() {
+        let everybody = rule("{ ip: 0.0.0.0/0 }", "block");
+        let preview = Preview::of(&everybody, &recent(), &schema(), Instant::ZERO);
+        assert!(preview.needs_force(&everybody));
+        let shadow = Rule {
+            mode: Mode::Shadow,
+            ..everybody
+        };
+        assert!(!preview.needs_force(&shadow));
+    }
+
+    /// A suggestion lets the flood pass, which must not make the flood the normal traffic.
+    #[test]
+    fn of_a_detected_rule_what_was_expected_is_normal_and_the_surge_is_not() {
+        // 300 of 400 passing requests of ten seconds are of `calm`.
+        let share = |expected_per_second| {
+            let detected = Rule {
+                origin: Origin::Detected,
+                sparing: Some(Sparing {
+                    expected_per_second,
+                    usual_per_instance_per_second: 1.0,
+                    familiar: Arc::new(Familiar::default()),
+                }),
+                ..rule("{ app: calm }", "block")
+            };
+            let now = Instant::from_secs_f64(10.0);
+            let preview = Preview::of(&detected, &recent(), &schema(), now);
+            (preview.share_of_normal, preview.needs_force(&detected))
+        };
+        let near = |share: f64, wanted: f64| assert!((share - wanted).abs() < 1e-9, "{share}");
+        near(share(0.0).0, 0.0);
+        // 10 a second are 100 of those, beside 100 of others.
+        near(share(10.0).0, 0.5);
+        assert!(!share(0.0).1 && share(10.0).1);
+        // No surge: all of it was expected.
+        near(share(1000.0).0, 0.75);
     }
 
     #[test]
