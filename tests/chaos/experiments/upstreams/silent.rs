@@ -1,0 +1,342 @@
+//! Upstreams that say nothing, or hardly anything, and clients that do not listen.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::clients::{Clients, Load};
+use crate::experiments::{Neighbours, kib, ms, until_well};
+use crate::fault_proxy::{Fault, FaultProxy};
+use crate::outcomes::{End, Outcomes};
+use crate::proxy::Proxy;
+use crate::settings::{Service, Setup};
+use crate::stage::{Phase, Stage, Witness};
+use crate::table::{Figure, Scale, Table};
+use crate::upstream::{Capacity, Upstream};
+
+/// What a request that waits may cost, in bytes.
+const WAITING_BYTES_MAX: u64 = 64 * 1024;
+/// What is not to be had more exactly from outside: the allocator keeps pages for later.
+const MEMORY_NOISE_BYTES: u64 = 2 * 1024 * 1024;
+
+/// U1: the others notice nothing; the frozen service answers 503 and 504 in time, and is well at
+/// once when it thaws.
+pub(crate) fn u1(scale: Scale, table: &mut Table) {
+    let places = scale.pick(50, 400);
+    let neighbours = Neighbours::start();
+    let upstream = Upstream::start(Capacity::PLENTY);
+    let faults = FaultProxy::before(upstream.address);
+    let chat = Service::new("chat", "/chat/", faults.address)
+        .with_places(places)
+        .answering_within("1s");
+    let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
+    let stage = scale.pick(
+        Stage::begin(1, [1.0, 2.0, 3.0]),
+        Stage::begin(4, [3.0, 3.0, 2.0]),
+    );
+    let witness = Witness::of(&proxy, &stage);
+    let chat = Load::get(proxy.address, "/chat/session", scale.pick(150.0, 1200.0));
+    let chat = chat.lasting(stage.ends()).start(stage.began);
+    let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 400.0));
+    stage.play(|is_frozen| {
+        faults.set(if is_frozen {
+            Fault::Stall
+        } else {
+            Fault::Nothing
+        });
+    });
+    let (chat, seen) = (chat.outcomes(), witness.seen());
+    Neighbours::figures(table, &stage, others, 1.1, one_service_for_all(scale));
+
+    let [before, during, after] = stage.phases_of(&chat);
+    let in_words = |end| matches!(end, End::Status(200 | 503 | 504));
+    let unheard = during.len() - during.count(in_words);
+    table.add(
+        Figure::fact("chat is answered, 503 or 504", "all")
+            .phases(before.ends(), during.ends(), after.ends())
+            .held(unheard == 0 && before.errors() == 0 && during.errors() > 0),
+    );
+    let late = during.percentile(1.0, |end| end == End::Status(504));
+    table.add(
+        Figure::time("504 after", "<= 1.2 s (response_timeout 1s)")
+            .during(ms(late))
+            .held(late <= Duration::from_millis(1200)),
+    );
+    let refused = during.percentile(0.99, |end| end == End::Status(503));
+    table.add(
+        Figure::time("503 within, p99", "<= 5 ms")
+            .during(ms(refused))
+            .held(refused <= Duration::from_millis(5)),
+    );
+    let growth = seen.growth(&stage, 0);
+    let bound = WAITING_BYTES_MAX * places as u64 + MEMORY_NOISE_BYTES;
+    table.add(
+        Figure::fact("memory for what waits", format_args!("<= {}", kib(bound)))
+            .during(kib(growth))
+            .held(growth <= bound),
+    );
+    let recovery = stage.recovery(&chat, 0.99, Duration::from_millis(200));
+    table.add(
+        Figure::time("chat is well again after", "<= 1 s")
+            .after(until_well(recovery))
+            .held(recovery.is_some_and(|time| time <= Duration::from_secs(1))),
+    );
+    let last = stage.last_second(&chat);
+    table.add(
+        Figure::fact("chat's errors in the last second", 0)
+            .after(last.ends())
+            .held(last.len() > 0 && last.errors() == 0),
+    );
+}
+
+/// The control of U1: the same load where all services share one's places. Freezing chat takes KB
+/// and login along.
+fn one_service_for_all(scale: Scale) -> (String, bool) {
+    let upstream = Upstream::start(Capacity::PLENTY);
+    let all = Service::new("all", "/", upstream.address)
+        .with_places(scale.pick(50, 400))
+        .answering_within("1s");
+    let proxy = Proxy::start(Setup::of(vec![all]));
+    let stage = Stage::begin(1, [0.5, 2.0, 0.5]);
+    let chat = Load::get(proxy.address, "/chat/session", scale.pick(150.0, 1200.0));
+    let chat = chat.lasting(stage.ends()).start(stage.began);
+    let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 400.0));
+    stage.play(|is_frozen| {
+        if is_frozen {
+            upstream.freeze("/chat/");
+        } else {
+            upstream.thaw();
+        }
+    });
+    drop(chat.outcomes());
+    let [kb, login] = others.map(Clients::outcomes);
+    let during = stage.all(&kb.with(&login), Phase::During);
+    (
+        format!("one service for all: {}", during.ends()),
+        during.errors() > 0,
+    )
+}
+
+/// U2: large bodies that nobody reads stay with their clients.
+pub(crate) fn u2(scale: Scale, table: &mut Table) {
+    const BODY: usize = 10 * 1024 * 1024;
+    let posts = scale.pick(8, 24);
+    let neighbours = Neighbours::start();
+    let upstream = Upstream::start(Capacity::PLENTY);
+    let chat = Service::new("chat", "/chat/", upstream.address).answering_within("1s");
+    let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
+    let stage = scale.pick(
+        Stage::begin(1, [2.0, 3.0, 2.0]),
+        Stage::begin(2, [4.0, 4.0, 2.0]),
+    );
+    let witness = Witness::of(&proxy, &stage);
+    let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 200.0));
+    let post = |wish: &str| {
+        let head = format!(
+            "POST /chat/upload?do={wish} HTTP/1.1\r\nhost: chaos.test\r\n\
+             content-length: {BODY}\r\n\r\n"
+        );
+        let mut text = head.into_bytes();
+        text.resize(text.len() + BODY, b'a');
+        text
+    };
+    let mut uploads = Vec::new();
+    stage.play(|begins| {
+        if begins {
+            let text = post("read-nothing");
+            let (from, _) = stage.phase(uploads.len() as u32, Phase::During);
+            let to = from + Duration::from_millis(500);
+            let load = Load::get(proxy.address, "", posts as f64 / 0.5)
+                .during(from, to)
+                .sending(move |_| text.clone());
+            uploads.push(load.start(stage.began));
+        }
+    });
+    let uploads = uploads.into_iter().map(Clients::outcomes);
+    let uploads = uploads.fold(Outcomes::default(), |all, one| all.with(&one));
+    let seen = witness.seen();
+    Neighbours::figures(table, &stage, others, 1.1, (String::from("-"), true));
+
+    // The control: the same posts, where they are read.
+    let text = post("");
+    let whole = Load::get(proxy.address, "", posts as f64 / 2.0)
+        .lasting(Duration::from_secs(2))
+        .sending(move |_| text.clone())
+        .start(std::time::Instant::now())
+        .outcomes();
+    table.add(
+        Figure::fact("posts that nobody reads", "504, all")
+            .during(uploads.ends())
+            .control(
+                format_args!("where they are read: {}", whole.ends()),
+                whole.errors() == 0,
+            )
+            .held(uploads.count(|end| end == End::Status(504)) == uploads.len()),
+    );
+    let growth = seen.growth(&stage, 0);
+    let bound = WAITING_BYTES_MAX * posts as u64 + MEMORY_NOISE_BYTES;
+    table.add(
+        Figure::not_yet("memory for what waits", format_args!("<= {}", kib(bound)))
+            .during(kib(growth))
+            .control(
+                format_args!("all bodies: {}", kib((posts * BODY) as u64)),
+                true,
+            )
+            .held(growth <= bound),
+    );
+}
+
+/// U4: a dead connection costs the one request that met it.
+pub(crate) fn u4(scale: Scale, table: &mut Table) {
+    let upstream = Upstream::start(Capacity {
+        places: 4096,
+        service_time: Duration::from_millis(scale.pick(40, 20)),
+    });
+    let run = |response_timeout: &'static str| {
+        let faults = FaultProxy::before(upstream.address);
+        let chat =
+            Service::new("chat", "/chat/", faults.address).answering_within(response_timeout);
+        let proxy = Proxy::start(Setup::of(vec![chat]));
+        let stage = scale.pick(
+            Stage::begin(1, [1.0, 1.0, 3.0]),
+            Stage::begin(1, [3.0, 2.0, 5.0]),
+        );
+        let mut load = Load::get(proxy.address, "/chat/session", scale.pick(100.0, 500.0));
+        load.patience = Duration::from_secs(2);
+        let clients = load.lasting(stage.ends()).start(stage.began);
+        let mut dead = 0.0;
+        stage.play(|begins| {
+            if begins {
+                dead = proxy.metric("tidegate_upstream_connections{");
+                faults.set(Fault::BlackHole);
+            }
+        });
+        (stage, clients.outcomes(), dead as usize)
+    };
+    let (stage, outcomes, dead) = run("500ms");
+    let (_, control, _) = run("1h");
+    let [before, during, after] = stage.phases_of(&outcomes);
+    let unheard = control.count(|end| end == End::Silence);
+    table.add(
+        Figure::fact(
+            "errors for dead connections",
+            // One or two were made between the counting and the fault.
+            format_args!("<= {dead} + 2, one each, 504"),
+        )
+        .phases(before.ends(), during.ends(), after.ends())
+        .control(
+            format_args!("without a response_timeout: {unheard} unheard"),
+            unheard > 0,
+        )
+        .held(
+            (1..=dead + 2).contains(&outcomes.errors())
+                && outcomes.count(|end| end == End::Status(504)) == outcomes.errors(),
+        ),
+    );
+    let (begun, ends) = (stage.phase(0, Phase::During).0, stage.ends());
+    let step = Duration::from_millis(100);
+    let recovery = outcomes.well_from(begun, ends, step, 1.0, Duration::from_millis(300));
+    table.add(
+        Figure::time("well again after", "<= 3 s")
+            .after(until_well(recovery))
+            .held(recovery.is_some_and(|time| time <= Duration::from_secs(3))),
+    );
+    let last = stage.last_second(&outcomes);
+    table.add(
+        Figure::fact("errors in the last second", 0)
+            .after(last.ends())
+            .held(last.len() > 0 && last.errors() == 0),
+    );
+}
+
+/// U5: answers of one byte a second, and clients that read nothing, cost little each and others
+/// nothing.
+pub(crate) fn u5(scale: Scale, table: &mut Table) {
+    let each = scale.pick(40_u32, 450);
+    let neighbours = Neighbours::start();
+    let upstream = Upstream::start(Capacity::PLENTY);
+    let chat = Service::new("chat", "/chat/", upstream.address).idle_for("2s");
+    let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
+    let stage = scale.pick(
+        Stage::begin(1, [2.0, 4.0, 2.0]),
+        Stage::begin(1, [6.0, 6.0, 4.0]),
+    );
+    let witness = Witness::of(&proxy, &stage);
+    let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 200.0));
+    let mut held = Vec::new();
+    let mut stalled = Duration::ZERO;
+    let mut open = 0.0;
+    stage.play(|begins| {
+        if begins {
+            for wish in ["drip", "large"] {
+                for _ in 0..each {
+                    held.push(ask_and_read_nothing(proxy.address, wish));
+                }
+            }
+            stalled = time_of_a_stalled_answer(proxy.address);
+            open = proxy.metric("tidegate_inflight_requests{service=\"chat\"}");
+        } else {
+            held.clear();
+        }
+    });
+    let seen = witness.seen();
+    Neighbours::figures(table, &stage, others, 1.1, (String::from("-"), true));
+    let growth = seen.growth(&stage, 0);
+    let bound = WAITING_BYTES_MAX * 2 * u64::from(each) + MEMORY_NOISE_BYTES;
+    table.add(
+        Figure::not_yet(
+            "memory for slow answers",
+            format_args!("<= {} for {}", kib(bound), 2 * each),
+        )
+        .during(format_args!("{} for {open}", kib(growth)))
+        .held(growth <= bound && open >= f64::from(2 * each)),
+    );
+    table.add(
+        Figure::fact(
+            "an answer that stands still is cut off",
+            "after idle_timeout 2s",
+        )
+        .during(ms(stalled))
+        .held(stalled >= Duration::from_millis(1800) && stalled < Duration::from_secs(8)),
+    );
+    let left = proxy.metric("tidegate_inflight_requests{service=\"chat\"}");
+    table.add(
+        Figure::fact("requests that stay when their clients are gone", 0)
+            .after(left)
+            .control(format_args!("while they were there: {open}"), open > 0.0)
+            .held(left <= 0.0),
+    );
+}
+
+/// Asks for a slow or a large answer, and reads none of it.
+fn ask_and_read_nothing(proxy: SocketAddr, wish: &str) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    // What the kernel holds for this client: little, so that the proxy has to.
+    socket
+        .set_recv_buffer_size(16 * 1024)
+        .expect("a TCP socket");
+    socket.connect(&proxy.into()).expect("the proxy listens");
+    let mut stream = TcpStream::from(socket);
+    let text = format!("GET /chat/slow?do={wish} HTTP/1.1\r\nhost: chaos.test\r\n\r\n");
+    stream
+        .write_all(text.as_bytes())
+        .expect("room for a request");
+    stream
+}
+
+/// Returns how long an answer takes to be cut off that begins and does not go on.
+fn time_of_a_stalled_answer(proxy: SocketAddr) -> Duration {
+    let began = std::time::Instant::now();
+    let mut stream = TcpStream::connect(proxy).expect("the proxy listens");
+    let patience = Some(Duration::from_secs(10));
+    stream.set_read_timeout(patience).expect("a TCP socket");
+    let text = "GET /chat/slow?do=stall HTTP/1.1\r\nhost: chaos.test\r\n\r\n";
+    stream
+        .write_all(text.as_bytes())
+        .expect("room for a request");
+    // An end or a reset: both are ends.
+    drop(stream.read_to_end(&mut Vec::new()));
+    began.elapsed()
+}

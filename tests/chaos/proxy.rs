@@ -1,0 +1,209 @@
+//! The program in a process of its own, and what the system says of it.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::settings::Setup;
+
+/// How long a start may take on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the admin API may take; it is asked while the proxy suffers.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Ticks of processor time in a second (proc(5); Linux has had no other value for decades).
+const TICKS_PER_SECOND: f64 = 100.0;
+/// The size of a page, in bytes.
+const PAGE_BYTES: u64 = 4096;
+
+/// A running proxy; killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    setup: Setup,
+    folder: PathBuf,
+    /// Where clients connect.
+    pub(crate) address: SocketAddr,
+    /// Where operators do.
+    pub(crate) admin: SocketAddr,
+}
+
+impl Proxy {
+    /// Starts one and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start(setup: Setup) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tidegate-chaos-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(folder.join("rules")).expect("a folder for temporary files");
+        let any = "127.0.0.1:0";
+        let (child, log) = spawn(&folder, &setup, any, any);
+        let mut proxy = Self {
+            child,
+            log,
+            setup,
+            folder,
+            address: SocketAddr::from(([0; 4], 0)),
+            admin: SocketAddr::from(([0; 4], 0)),
+        };
+        proxy.wait_until_serving();
+        proxy
+    }
+
+    #[track_caller]
+    fn wait_until_serving(&mut self) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let addresses = (self.logged("serving"), self.logged("admin API and metrics"));
+            if let (Some(address), Some(admin)) = addresses {
+                (self.address, self.admin) = (address, admin);
+                return;
+            }
+            assert!(Instant::now() < deadline, "no start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Returns the address in the line of the log that says this.
+    fn logged(&self, message: &str) -> Option<SocketAddr> {
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains(message))?;
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        line.pointer("/address")?.as_str()?.parse().ok()
+    }
+
+    /// Returns what it logged.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("no panics here").clone()
+    }
+
+    /// Kills it without a warning and starts another one at the same addresses.
+    #[track_caller]
+    pub(crate) fn kill_and_start_again(&mut self) {
+        self.kill();
+        let (address, admin) = (self.address.to_string(), self.admin.to_string());
+        (self.child, self.log) = spawn(&self.folder, &self.setup, &address, &admin);
+        self.wait_until_serving();
+    }
+
+    fn kill(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+
+    /// Returns whether it runs.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Returns what the system says of it.
+    pub(crate) fn system(&self) -> System {
+        System(self.child.id())
+    }
+
+    /// Asks the admin API; `None` where it does not answer well.
+    pub(crate) fn admin(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect_timeout(&self.admin, ADMIN_TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(ADMIN_TIMEOUT)).ok()?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let body = answer
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned());
+        body.filter(|_| answer.starts_with("HTTP/1.1 200 "))
+    }
+
+    /// Returns the sum of all series whose name and labels begin so.
+    pub(crate) fn metric(&self, beginning: &str) -> f64 {
+        let text = self.admin("/metrics").unwrap_or_default();
+        let lines = text.lines().filter(|line| line.starts_with(beginning));
+        let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        values.sum()
+    }
+}
+
+/// What the system says of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct System(u32);
+
+impl System {
+    fn read(self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.0)).unwrap_or_default()
+    }
+
+    /// Returns its resident memory in bytes.
+    pub(crate) fn resident_bytes(self) -> u64 {
+        let statm = self.read("statm");
+        let pages = statm.split(' ').nth(1);
+        pages.and_then(|it| it.parse::<u64>().ok()).unwrap_or(0) * PAGE_BYTES
+    }
+
+    /// Returns the processor time that it has used, in seconds.
+    pub(crate) fn processor_seconds(self) -> f64 {
+        let stat = self.read("stat");
+        // After the name, which may contain anything, utime and stime are the 12th and 13th.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map_while(|it| it.parse::<u64>().ok()).sum();
+        ticks as f64 / TICKS_PER_SECOND
+    }
+
+    /// Returns how many files it has open.
+    pub(crate) fn open_files(self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            drop(writeln!(std::io::stderr(), "the proxy's log:\n{log}"));
+        }
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+fn spawn(
+    folder: &std::path::Path,
+    setup: &Setup,
+    address: &str,
+    admin: &str,
+) -> (Child, Arc<Mutex<String>>) {
+    let settings = folder.join("tidegate.yaml");
+    fs::write(&settings, setup.text(address, admin)).expect("a folder of our own");
+    fs::write(folder.join("rules/rules.yaml"), setup.rules).expect("a folder of our own");
+    // `exec`: the shell becomes the proxy, so that the process is the proxy's.
+    let mut child = Command::new("sh")
+        .arg("-c")
+        .arg(format!("{} exec \"$0\" run --config \"$1\"", setup.before))
+        .arg(env!("CARGO_BIN_EXE_tidegate"))
+        .arg(&settings)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program was built");
+    let log = Arc::new(Mutex::new(String::new()));
+    let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    let written = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            let mut log = written.lock().expect("no panics here");
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    (child, log)
+}

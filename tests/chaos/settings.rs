@@ -1,0 +1,199 @@
+//! The settings that a proxy is started with. What this build does not know yet is left out here, at
+//! one place; see [`Built`].
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+/// Which of the keys that these experiments would set are known to this build.
+struct Built {
+    /// `overload:`, at the top.
+    overload: bool,
+    /// `large_body`, `large_bodies_max` and `body_max` of a service.
+    lanes: bool,
+}
+
+/// What this build knows.
+const BUILT: Built = Built {
+    overload: false,
+    lanes: false,
+};
+
+/// One service, with an upstream of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// Its name, and its upstream's.
+    pub(crate) name: &'static str,
+    /// The beginning of the path.
+    pub(crate) path: &'static str,
+    /// Where it is served.
+    pub(crate) endpoint: SocketAddr,
+    /// Requests in flight at once.
+    pub(crate) max: usize,
+    /// Requests that may wait, and for how long; 0: none.
+    pub(crate) queue: usize,
+    pub(crate) queue_timeout: &'static str,
+    /// The upstream's timeouts.
+    pub(crate) response_timeout: &'static str,
+    pub(crate) idle_timeout: &'static str,
+}
+
+impl Service {
+    /// A service with room for everything.
+    pub(crate) fn new(name: &'static str, path: &'static str, endpoint: SocketAddr) -> Self {
+        Self {
+            name,
+            path,
+            endpoint,
+            max: 1024,
+            queue: 0,
+            queue_timeout: "500ms",
+            response_timeout: "15s",
+            idle_timeout: "30s",
+        }
+    }
+
+    /// Gives it so many places, and none to wait.
+    pub(crate) fn with_places(mut self, max: usize) -> Self {
+        self.max = max;
+        self
+    }
+
+    /// Gives it a queue for those that find no place.
+    pub(crate) fn with_queue(mut self, queue: usize, timeout: &'static str) -> Self {
+        self.queue = queue;
+        self.queue_timeout = timeout;
+        self
+    }
+
+    /// Gives it another time to the response head.
+    pub(crate) fn answering_within(mut self, response_timeout: &'static str) -> Self {
+        self.response_timeout = response_timeout;
+        self
+    }
+
+    /// Gives it another time between two bytes of a body.
+    pub(crate) fn idle_for(mut self, idle_timeout: &'static str) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+}
+
+/// Everything that differs from one experiment to the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) services: Vec<Service>,
+    /// `detection:`, in braces.
+    pub(crate) detection: &'static str,
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) trusted_proxies: &'static str,
+    /// A file of rules.
+    pub(crate) rules: &'static str,
+    /// `memory_max` of `overload:`.
+    pub(crate) memory_max: &'static str,
+    /// What a shell does before it becomes the proxy.
+    pub(crate) before: &'static str,
+}
+
+impl Setup {
+    /// These services; no detection, no rules.
+    pub(crate) fn of(services: Vec<Service>) -> Self {
+        Self {
+            services,
+            detection: "{ mode: off }",
+            trusted_proxies: "[]",
+            rules: "rules: []\n",
+            memory_max: "1GiB",
+            before: "",
+        }
+    }
+
+    /// Writes the settings. Addresses are chosen by the kernel, or those of a process before.
+    pub(crate) fn text(&self, address: &str, admin: &str) -> String {
+        let mut text = format!(
+            "listeners: [{{ address: \"{address}\", trusted_proxies: {} }}]
+admin: {{ address: \"{admin}\" }}
+workers: 2
+identity:
+  attributes:
+    sdk: {{ header: x-sdk }}
+    sdk_version: {{ header: x-sdk-version, type: version }}
+    app: {{ header: x-app }}
+    instance: {{ header: x-device, secret: true }}
+detection: {}
+rules: rules/
+state: state/
+access_log: off
+services:
+",
+            self.trusted_proxies, self.detection
+        );
+        for service in &self.services {
+            service.write(&mut text);
+        }
+        text.push_str("upstreams:\n");
+        for service in &self.services {
+            service.write_upstream(&mut text);
+        }
+        if BUILT.overload {
+            let memory_max = self.memory_max;
+            // Of one address come all clients here.
+            line(
+                &mut text,
+                format_args!(
+                    "overload: {{ connections_per_address: 20000, memory_max: {memory_max} }}"
+                ),
+            );
+        }
+        text
+    }
+}
+
+impl Service {
+    fn write(&self, text: &mut String) {
+        let Self {
+            name,
+            path,
+            max,
+            queue,
+            queue_timeout,
+            ..
+        } = self;
+        line(text, format_args!("  - name: {name}"));
+        line(text, format_args!("    match: [{{ path: {path} }}]"));
+        line(text, format_args!("    upstream: {name}"));
+        let waiting = match queue {
+            0 => String::new(),
+            _ => format!(", queue: {queue}, queue_timeout: {queue_timeout}"),
+        };
+        line(
+            text,
+            format_args!("    concurrency: {{ max: {max}{waiting} }}"),
+        );
+        if BUILT.lanes {
+            line(text, format_args!("    large_body: 256KiB"));
+            line(text, format_args!("    large_bodies_max: 8"));
+            line(text, format_args!("    body_max: 2GiB"));
+        }
+    }
+
+    fn write_upstream(&self, text: &mut String) {
+        let Self {
+            name,
+            endpoint,
+            response_timeout,
+            idle_timeout,
+            ..
+        } = self;
+        line(text, format_args!("  - name: {name}"));
+        line(text, format_args!("    endpoints: [\"{endpoint}\"]"));
+        line(
+            text,
+            format_args!("    response_timeout: {response_timeout}"),
+        );
+        line(text, format_args!("    idle_timeout: {idle_timeout}"));
+    }
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("a string takes everything");
+}
