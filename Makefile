@@ -15,7 +15,7 @@ PROMTOOL_SKIPPED := alerts (promtool is missing: apt-get install -y prometheus)
 
 STEPS := toolchain fmt clippy test doctest doc config alerts
 
-.PHONY: help check $(STEPS) soak demo bench detection-report incident audit
+.PHONY: help check $(STEPS) soak chaos demo bench detection-report incident audit
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ endif
 
 soak: ## Runs the long tests, with the release settings: storms of changes, kills (10 minutes at most)
 	@$(CARGO) test --release --workspace --locked --test it --test memory -- --ignored --nocapture --test-threads 1
+
+# Which experiments `make chaos` runs: make chaos ONLY="U1 M2"
+ONLY ?=
+
+chaos: ## Breaks, drowns and starves it, and prints what is promised beside what comes of it (8 minutes at most)
+	@TIDEGATE_CHAOS="$(ONLY)" $(CARGO) test --release --locked --test chaos -- --ignored --nocapture --test-threads 1
 
 doctest: ## Runs the examples in the documentation
 	@$(CARGO) test --workspace --locked --doc

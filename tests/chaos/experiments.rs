@@ -38,6 +38,29 @@ pub(crate) const EXPERIMENTS: &[(&str, &str, Experiment)] = &[
         upstreams::u7,
     ),
     ("U8", "an upstream refuses connections", upstreams::u8),
+    ("U9", "what a wire can do to an answer", upstreams::u9),
+    ("M1", "ten times the knee", overload::m1),
+    ("M2", "a trigger, and clients that send again", overload::m2),
+    ("M3", "a broken SDK on 50,000 addresses", overload::m3),
+    ("M4", "everybody reconnects at once", overload::m4),
+    ("M5", "large bodies beside small calls", overload::m5),
+    (
+        "FAIR",
+        "one source at 50 times the capacity, detector off",
+        fairness::share,
+    ),
+    (
+        "F1",
+        "128 descriptors, ten times the connections",
+        resources::f1,
+    ),
+    (
+        "F2",
+        "a ceiling of 128 MiB and attacks on memory",
+        resources::f2,
+    ),
+    ("F3", "no ports left towards the upstream", resources::f3),
+    ("F4", "a panic", resources::f4),
 ];
 
 /// Sockets of clients, upstreams and fault proxies in this process, at worst.

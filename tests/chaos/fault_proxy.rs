@@ -3,8 +3,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -40,7 +38,7 @@ pub(crate) enum Fault {
     Garbage,
     /// Answers come byte by byte, one in each so long a time.
     Drip(Duration),
-    /// Nobody listens.
+    /// Nobody listens, and connections that there were are reset.
     Refuse,
 }
 
@@ -50,7 +48,6 @@ pub(crate) struct FaultProxy {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     fault: watch::Sender<Fault>,
-    accepted: Arc<AtomicU64>,
     /// Keeps the port while nobody listens.
     _port: Socket,
     _thread: Background,
@@ -63,15 +60,12 @@ impl FaultProxy {
         let address = port.local_addr().expect("a bound socket");
         let address = address.as_socket().expect("an address of IP");
         let (fault, faults) = watch::channel(Fault::Nothing);
-        let accepted = Arc::<AtomicU64>::default();
-        let counter = Arc::clone(&accepted);
         let thread = Background::start("faults", move || {
-            tokio::task::spawn_local(listen(address, behind, faults, counter));
+            tokio::task::spawn_local(listen(address, behind, faults));
         });
         let proxy = Self {
             address,
             fault,
-            accepted,
             _port: port,
             _thread: thread,
         };
@@ -92,11 +86,6 @@ impl FaultProxy {
             self.wait_until_listening();
         }
     }
-
-    /// Returns how many connections were accepted.
-    pub(crate) fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
-    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {
@@ -114,12 +103,7 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn listen(
-    address: SocketAddr,
-    behind: SocketAddr,
-    mut faults: watch::Receiver<Fault>,
-    accepted: Arc<AtomicU64>,
-) {
+async fn listen(address: SocketAddr, behind: SocketAddr, mut faults: watch::Receiver<Fault>) {
     loop {
         let may_listen = faults.wait_for(|fault| *fault != Fault::Refuse).await;
         if may_listen.is_err() {
@@ -140,7 +124,6 @@ async fn listen(
                 sleep(Duration::from_millis(1)).await;
                 continue;
             };
-            accepted.fetch_add(1, Ordering::Relaxed);
             let passing = connection(stream, behind, faults.clone());
             // A connection that fails is for those at its ends to notice.
             tokio::task::spawn_local(async move { drop(passing.await) });
@@ -172,7 +155,7 @@ async fn connection(
             fault = breaks(&mut faults, born) => fault,
         }
     };
-    if broken == Fault::Reset {
+    if broken != Fault::BlackHole {
         reset(&back)?;
         return reset(&front);
     }
@@ -184,8 +167,10 @@ async fn connection(
 
 /// Waits until a connection breaks as a whole. A black hole swallows those that were there before.
 async fn breaks(faults: &mut watch::Receiver<Fault>, born: Fault) -> Fault {
-    let breaks = |fault: &Fault| {
-        *fault == Fault::Reset || (*fault == Fault::BlackHole && born != Fault::BlackHole)
+    let breaks = |fault: &Fault| match fault {
+        Fault::Reset | Fault::Refuse => true,
+        Fault::BlackHole => born != Fault::BlackHole,
+        _ => false,
     };
     match faults.wait_for(breaks).await {
         Ok(fault) => *fault,

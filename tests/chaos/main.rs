@@ -17,7 +17,7 @@ mod table;
 mod upstream;
 mod wire;
 
-use experiments::{EXPERIMENTS, Experiment, upstreams};
+use experiments::{EXPERIMENTS, Experiment, fairness, overload, resources, upstreams};
 use table::{Scale, Table};
 
 /// Which experiments `make chaos` runs, by their names: `TIDEGATE_CHAOS="U1 M2"`. All, if not set.
@@ -37,6 +37,10 @@ fn short(experiment: Experiment) {
 fn every_promise_is_held() {
     let choice = std::env::var(CHOICE).unwrap_or_default();
     let chosen: Vec<&str> = choice.split_whitespace().collect();
+    for name in &chosen {
+        let is_known = EXPERIMENTS.iter().any(|(id, ..)| id == name);
+        assert!(is_known, "{CHOICE}: there is no experiment `{name}`");
+    }
     experiments::prepare();
     let mut table = Table::default();
     for (id, what, experiment) in EXPERIMENTS {
@@ -91,4 +95,54 @@ fn u7_a_connection_closed_as_it_is_used_costs_no_error() {
 #[test]
 fn u8_an_upstream_that_refuses_is_told_at_once() {
     short(upstreams::u8);
+}
+
+#[test]
+fn u9_what_a_wire_does_is_told_or_only_slow() {
+    short(upstreams::u9);
+}
+
+#[test]
+fn m1_beyond_the_knee_as_much_is_served_as_at_it() {
+    short(overload::m1);
+}
+
+#[test]
+fn m2_clients_that_send_again_do_not_keep_a_service_down() {
+    short(overload::m2);
+}
+
+#[test]
+fn m3_a_broken_sdk_is_held_to_its_limit_and_nobody_else_notices() {
+    short(overload::m3);
+}
+
+#[test]
+fn m4_everybody_who_reconnects_is_answered() {
+    short(overload::m4);
+}
+
+#[test]
+fn m5_large_bodies_cost_small_calls_no_error() {
+    short(overload::m5);
+}
+
+#[test]
+fn fairness_a_flood_is_held_off() {
+    short(fairness::share);
+}
+
+#[test]
+fn f1_with_no_descriptor_left_the_proxy_comes_back() {
+    short(resources::f1);
+}
+
+#[test]
+fn f2_attacks_on_memory_have_a_ceiling() {
+    short(resources::f2);
+}
+
+#[test]
+fn f3_with_no_port_left_the_proxy_comes_back() {
+    short(resources::f3);
 }

@@ -102,6 +102,19 @@ impl Proxy {
         self.child.try_wait().is_ok_and(|status| status.is_none())
     }
 
+    /// Returns its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns the most that was resident at once, in bytes.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let status = self.system().read("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    }
+
     /// Returns what the system says of it.
     pub(crate) fn system(&self) -> System {
         System(self.child.id())
@@ -166,11 +179,17 @@ impl System {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.kill();
-        if std::thread::panicking() {
-            let log = self.log();
+        let log = self.log();
+        let has_panicked = log.contains("panicked at");
+        if has_panicked || std::thread::panicking() {
             drop(writeln!(std::io::stderr(), "the proxy's log:\n{log}"));
         }
         drop(fs::remove_dir_all(&self.folder));
+        // Whatever else was promised.
+        assert!(
+            !has_panicked || std::thread::panicking(),
+            "the proxy panicked"
+        );
     }
 }
 

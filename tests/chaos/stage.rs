@@ -33,11 +33,20 @@ pub(crate) enum Phase {
 }
 
 impl Stage {
-    /// Begins now. Times are in seconds: of calm, of the fault, after it.
-    pub(crate) fn begin(rounds: u32, [calm, fault, after]: [f64; 3]) -> Self {
+    /// Begins now, for facts. Times are in seconds: of calm, of the fault, after it.
+    pub(crate) fn short(times: [f64; 3]) -> Self {
+        Self::begin(1, 0.3, times)
+    }
+
+    /// Begins now, for figures.
+    pub(crate) fn full(rounds: u32, times: [f64; 3]) -> Self {
+        Self::begin(rounds, 1.0, times)
+    }
+
+    fn begin(rounds: u32, settle: f64, [calm, fault, after]: [f64; 3]) -> Self {
         Self {
             began: Instant::now(),
-            settle: Duration::from_secs(1),
+            settle: Duration::from_secs_f64(settle),
             calm: Duration::from_secs_f64(calm),
             fault: Duration::from_secs_f64(fault),
             after: Duration::from_secs_f64(after),

@@ -58,14 +58,8 @@ pub(crate) struct Upstream {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     frozen: watch::Sender<Option<&'static str>>,
-    counts: Arc<Counts>,
+    arrived: Arc<AtomicU64>,
     _thread: Background,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    arrived: AtomicU64,
-    served: AtomicU64,
 }
 
 /// What the connections share.
@@ -77,7 +71,7 @@ struct Desk {
     frozen: watch::Receiver<Option<&'static str>>,
     /// After so many requests a connection is closed when the next one has come.
     requests_per_connection: usize,
-    counts: Arc<Counts>,
+    arrived: Arc<AtomicU64>,
 }
 
 impl Upstream {
@@ -92,13 +86,13 @@ impl Upstream {
         listener.set_nonblocking(true).expect("a TCP socket");
         let address = listener.local_addr().expect("a bound socket");
         let (frozen, is_frozen) = watch::channel(None);
-        let counts = Arc::<Counts>::default();
+        let arrived = Arc::<AtomicU64>::default();
         let desk = Arc::new(Desk {
             places: Semaphore::new(capacity.places),
             service_time: capacity.service_time,
             frozen: is_frozen,
             requests_per_connection,
-            counts: Arc::clone(&counts),
+            arrived: Arc::clone(&arrived),
         });
         let thread = Background::start("upstream", move || {
             tokio::task::spawn_local(listen(listener, desk));
@@ -106,7 +100,7 @@ impl Upstream {
         Self {
             address,
             frozen,
-            counts,
+            arrived,
             _thread: thread,
         }
     }
@@ -123,12 +117,7 @@ impl Upstream {
 
     /// Returns how many requests came.
     pub(crate) fn arrived(&self) -> u64 {
-        self.counts.arrived.load(Ordering::Relaxed)
-    }
-
-    /// Returns how many requests were served.
-    pub(crate) fn served(&self) -> u64 {
-        self.counts.served.load(Ordering::Relaxed)
+        self.arrived.load(Ordering::Relaxed)
     }
 }
 
@@ -196,7 +185,7 @@ async fn serve(mut stream: TcpStream, desk: &Desk) -> io::Result<()> {
         };
         let request = Request::parse(buffer.get(..end).unwrap_or_default());
         buffer.drain(..end);
-        desk.counts.arrived.fetch_add(1, Ordering::Relaxed);
+        desk.arrived.fetch_add(1, Ordering::Relaxed);
         requests += 1;
         if requests > desk.requests_per_connection {
             return Ok(());
@@ -209,7 +198,6 @@ async fn serve(mut stream: TcpStream, desk: &Desk) -> io::Result<()> {
             Some(wish) => misbehave(&mut stream, wish, &request.target).await?,
             None => answer(&mut stream, &request.target).await?,
         };
-        desk.counts.served.fetch_add(1, Ordering::Relaxed);
         if !goes_on {
             return Ok(());
         }

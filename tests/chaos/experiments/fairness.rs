@@ -1,1 +1,101 @@
-//! wip
+//! One source floods a service, and nothing tells anybody who it is: the others share what there is.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::clients::Load;
+use crate::experiments::{ms, percent, ratio};
+use crate::outcomes::Outcomes;
+use crate::proxy::Proxy;
+use crate::settings::{Service, Setup};
+use crate::stage::{Phase, Stage};
+use crate::table::{Figure, Scale, Table};
+use crate::upstream::{Capacity, Upstream};
+
+/// How many honest sources there are.
+const SOURCES: u8 = 20;
+/// How many times the capacity one source offers.
+const TIMES: f64 = 50.0;
+
+fn request(number: u64, source: &str) -> Vec<u8> {
+    format!(
+        "GET /chat/session?n={number} HTTP/1.1\r\nhost: chaos.test\r\nx-sdk: chat-web\r\n\
+         x-sdk-version: 2.0.0\r\nx-app: {source}\r\nx-device: {source}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// Returns the stage and what became of the honest and of the flood.
+fn flood(
+    scale: Scale,
+    upstream: &Upstream,
+    capacity: Capacity,
+    queue: usize,
+) -> (Stage, Outcomes, Outcomes) {
+    let chat = Service::new("chat", "/chat/", upstream.address)
+        .with_places(capacity.places)
+        .with_queue(queue, "1s");
+    let proxy = Proxy::start(Setup::of(vec![chat]));
+    let stage = scale.pick(
+        Stage::short([0.7, 1.5, 0.5]),
+        Stage::full(1, [6.0, 12.0, 3.0]),
+    );
+    let mut honest = Load::get(proxy.address, "", 0.5 * capacity.per_second()).sending(|number| {
+        let source = format!("app-{}", number % u64::from(SOURCES));
+        request(number, &source)
+    });
+    honest.from = (1..=SOURCES)
+        .map(|last| Ipv4Addr::new(127, 1, last, 1))
+        .collect();
+    let honest = honest.lasting(stage.ends()).start(stage.began);
+    let (from, to) = stage.phase(0, Phase::During);
+    let mut flood = Load::get(proxy.address, "", TIMES * capacity.per_second())
+        .sending(|number| request(number, "loop"))
+        .during(from, to);
+    flood.from = vec![Ipv4Addr::new(127, 9, 9, 9)];
+    flood.connections_max = 800;
+    flood.niceness = 5;
+    let flood = flood.start(stage.began);
+    (stage, honest.outcomes(), flood.outcomes())
+}
+
+/// One source offers 50 times the capacity with the detector off; the others are served as before.
+pub(crate) fn share(scale: Scale, table: &mut Table) {
+    let capacity = Capacity {
+        places: 3,
+        service_time: Duration::from_millis(scale.pick(100, 50)),
+    };
+    let upstream = Upstream::start(capacity);
+    let (stage, honest, loop_) = flood(scale, &upstream, capacity, 60);
+    let (control_stage, control, _) = flood(scale, &upstream, capacity, 0);
+    let [before, during, after] = stage.phases_of(&honest);
+    let controlled = control_stage.all(&control, Phase::During);
+    table.add(
+        Figure::not_yet("success of the other sources", ">= 99.9 %")
+            .phases(
+                percent(before.success()),
+                percent(during.success()),
+                percent(after.success()),
+            )
+            .control(
+                format_args!("no queue: {}", percent(controlled.success())),
+                controlled.success() < 0.999,
+            )
+            .held(during.success() >= 0.999),
+    );
+    let slower = ratio(before.p99(), during.p99());
+    table.add(
+        Figure::time("p99 of the other sources", "<= 1.5 x before")
+            .phases(
+                ms(before.p99()),
+                format_args!("{} ({slower:.2} x)", ms(during.p99())),
+                ms(after.p99()),
+            )
+            .held(slower <= 1.5 && during.success() >= 0.999),
+    );
+    table.add(
+        Figure::fact("the flood is held off", "most of it refused")
+            .during(loop_.ends())
+            .held(loop_.success() < 0.2),
+    );
+}

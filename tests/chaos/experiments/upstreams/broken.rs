@@ -19,8 +19,8 @@ const MEMORY_BYTES_MAX: u64 = 3 * 1024 * 1024;
 /// the good ones, and how many bytes memory grew by.
 fn beside_good_ones(scale: Scale, proxy: &Proxy, wish: &str) -> (Outcomes, Outcomes, u64) {
     let stage = scale.pick(
-        Stage::begin(1, [0.2, 0.8, 0.3]),
-        Stage::begin(1, [0.5, 1.5, 0.5]),
+        Stage::short([0.2, 0.4, 0.2]),
+        Stage::full(1, [0.5, 1.5, 0.5]),
     );
     let witness = Witness::of(proxy, &stage);
     let good = Load::get(proxy.address, "/chat/good", 50.0).lasting(stage.ends());
@@ -124,7 +124,7 @@ pub(crate) fn u7(scale: Scale, table: &mut Table) {
     let upstream = Upstream::closing_after(Capacity::PLENTY, 20);
     let chat = Service::new("chat", "/chat/", upstream.address);
     let proxy = Proxy::start(Setup::of(vec![chat]));
-    let lasts = Duration::from_secs(scale.pick(2, 10));
+    let lasts = Duration::from_secs(scale.pick(1, 8));
     let rate = scale.pick(200.0, 1000.0);
     let run =
         |method: &'static str| {
@@ -169,8 +169,8 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
     let chat = Service::new("chat", "/chat/", faults.address);
     let proxy = Proxy::start(Setup::of(vec![chat]));
     let stage = scale.pick(
-        Stage::begin(1, [1.0, 1.0, 3.0]),
-        Stage::begin(2, [3.0, 4.0, 3.0]),
+        Stage::short([0.5, 0.7, 1.5]),
+        Stage::full(2, [3.0, 4.0, 3.0]),
     );
     let clients = Load::get(proxy.address, "/chat/session", rate).lasting(stage.ends());
     let clients = clients.start(stage.began);
@@ -182,11 +182,6 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
         } else {
             Fault::Nothing
         });
-        if begins {
-            // Those that are open would go on.
-            faults.set(Fault::Reset);
-            faults.set(Fault::Refuse);
-        }
     });
     let outcomes = clients.outcomes();
     let [before, during, after] = stage.phases_of(&outcomes);
@@ -224,6 +219,51 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
             .after(last.ends())
             .held(last.len() > 0 && last.errors() == 0),
     );
+}
+
+/// U9: what a wire can do to an answer is told as what it is, or is only slow.
+pub(crate) fn u9(scale: Scale, table: &mut Table) {
+    let upstream = Upstream::start(Capacity::PLENTY);
+    let faults = FaultProxy::before(upstream.address);
+    let chat = Service::new("chat", "/chat/", faults.address).answering_within("5s");
+    let proxy = Proxy::start(Setup::of(vec![chat]));
+    let late = Duration::from_millis(100);
+    for (fault, what, expected) in [
+        (Fault::Latency(late), "latency of 100 ms", 200),
+        (Fault::Drip(Duration::from_millis(1)), "byte by byte", 200),
+        (Fault::Garbage, "garbage in place of the answer", 502),
+        (Fault::HalfClose, "an end in place of the answer", 502),
+        (Fault::Reset, "resets", 502),
+    ] {
+        let stage = scale.pick(
+            Stage::short([0.2, 0.4, 1.2]),
+            Stage::full(1, [1.0, 2.0, 1.5]),
+        );
+        let clients = Load::get(proxy.address, "/chat/session", 50.0).lasting(stage.ends());
+        let clients = clients.start(stage.began);
+        stage.play(|begins| faults.set(if begins { fault } else { Fault::Nothing }));
+        let outcomes = clients.outcomes();
+        let [before, during, after] = stage.phases_of(&outcomes);
+        let as_expected = during.count(|end| end == End::Status(expected));
+        // What was under way when the fault began or ended may be of either side.
+        let nearly_all = during.len().saturating_sub(3);
+        let is_late = during.percentile(0.5, End::is_good) >= late;
+        let last = stage.last_second(&outcomes);
+        table.add(
+            Figure::fact(
+                &format!("the wire does: {what}"),
+                format_args!("{expected}, all"),
+            )
+            .phases(before.ends(), during.ends(), after.ends())
+            .held(
+                as_expected > 0
+                    && as_expected >= nearly_all
+                    && before.errors() == 0
+                    && last.errors() == 0
+                    && (fault != Fault::Latency(late) || is_late),
+            ),
+        );
+    }
 }
 
 /// Returns how many connections could not be made on this machine so far (`AttemptFails`, RFC 4022):

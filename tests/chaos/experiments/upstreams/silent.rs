@@ -33,8 +33,8 @@ pub(crate) fn u1(scale: Scale, table: &mut Table) {
         .answering_within("1s");
     let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
     let stage = scale.pick(
-        Stage::begin(1, [1.0, 2.0, 3.0]),
-        Stage::begin(4, [3.0, 3.0, 2.0]),
+        Stage::short([0.5, 1.5, 1.6]),
+        Stage::full(4, [3.0, 3.0, 2.0]),
     );
     let witness = Witness::of(&proxy, &stage);
     let chat = Load::get(proxy.address, "/chat/session", scale.pick(150.0, 1200.0));
@@ -99,7 +99,10 @@ fn one_service_for_all(scale: Scale) -> (String, bool) {
         .with_places(scale.pick(50, 400))
         .answering_within("1s");
     let proxy = Proxy::start(Setup::of(vec![all]));
-    let stage = Stage::begin(1, [0.5, 2.0, 0.5]);
+    let stage = scale.pick(
+        Stage::short([0.3, 1.0, 0.2]),
+        Stage::full(1, [1.0, 3.0, 0.5]),
+    );
     let chat = Load::get(proxy.address, "/chat/session", scale.pick(150.0, 1200.0));
     let chat = chat.lasting(stage.ends()).start(stage.began);
     let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 400.0));
@@ -128,8 +131,8 @@ pub(crate) fn u2(scale: Scale, table: &mut Table) {
     let chat = Service::new("chat", "/chat/", upstream.address).answering_within("1s");
     let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
     let stage = scale.pick(
-        Stage::begin(1, [2.0, 3.0, 2.0]),
-        Stage::begin(2, [4.0, 4.0, 2.0]),
+        Stage::short([1.0, 2.0, 0.5]),
+        Stage::full(2, [4.0, 4.0, 2.0]),
     );
     let witness = Witness::of(&proxy, &stage);
     let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 200.0));
@@ -200,8 +203,8 @@ pub(crate) fn u4(scale: Scale, table: &mut Table) {
             Service::new("chat", "/chat/", faults.address).answering_within(response_timeout);
         let proxy = Proxy::start(Setup::of(vec![chat]));
         let stage = scale.pick(
-            Stage::begin(1, [1.0, 1.0, 3.0]),
-            Stage::begin(1, [3.0, 2.0, 5.0]),
+            Stage::short([0.5, 0.5, 1.8]),
+            Stage::full(1, [3.0, 2.0, 5.0]),
         );
         let mut load = Load::get(proxy.address, "/chat/session", scale.pick(100.0, 500.0));
         load.patience = Duration::from_secs(2);
@@ -257,11 +260,11 @@ pub(crate) fn u5(scale: Scale, table: &mut Table) {
     let each = scale.pick(40_u32, 450);
     let neighbours = Neighbours::start();
     let upstream = Upstream::start(Capacity::PLENTY);
-    let chat = Service::new("chat", "/chat/", upstream.address).idle_for("2s");
+    let chat = Service::new("chat", "/chat/", upstream.address).idle_for("1s");
     let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
     let stage = scale.pick(
-        Stage::begin(1, [2.0, 4.0, 2.0]),
-        Stage::begin(1, [6.0, 6.0, 4.0]),
+        Stage::short([1.0, 2.5, 0.5]),
+        Stage::full(1, [6.0, 6.0, 4.0]),
     );
     let witness = Witness::of(&proxy, &stage);
     let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 200.0));
@@ -296,10 +299,10 @@ pub(crate) fn u5(scale: Scale, table: &mut Table) {
     table.add(
         Figure::fact(
             "an answer that stands still is cut off",
-            "after idle_timeout 2s",
+            "after idle_timeout 1s",
         )
         .during(ms(stalled))
-        .held(stalled >= Duration::from_millis(1800) && stalled < Duration::from_secs(8)),
+        .held(stalled >= Duration::from_millis(900) && stalled < Duration::from_secs(8)),
     );
     let left = proxy.metric("tidegate_inflight_requests{service=\"chat\"}");
     table.add(
