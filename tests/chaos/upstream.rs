@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -82,8 +82,7 @@ impl Upstream {
 
     /// Starts one that closes a connection just when it is used once more than so many times.
     pub(crate) fn closing_after(capacity: Capacity, requests_per_connection: usize) -> Self {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        listener.set_nonblocking(true).expect("a TCP socket");
+        let listener = bind().expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let (frozen, is_frozen) = watch::channel(None);
         let arrived = Arc::<AtomicU64>::default();
@@ -119,6 +118,15 @@ impl Upstream {
     pub(crate) fn arrived(&self) -> u64 {
         self.arrived.load(Ordering::Relaxed)
     }
+}
+
+/// Listens with room for all who may connect at once; std's 128 would make some of them wait.
+fn bind() -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    socket.listen(4096)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 async fn listen(listener: std::net::TcpListener, desk: Arc<Desk>) {
