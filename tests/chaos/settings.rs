@@ -1,22 +1,7 @@
-//! The settings that a proxy is started with. What this build does not know yet is left out here, at
-//! one place; see [`Built`].
+//! The settings that a proxy is started with.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-
-/// Which of the keys that these experiments would set are known to this build.
-struct Built {
-    /// `overload:`, at the top.
-    overload: bool,
-    /// `large_body`, `large_bodies_max` and `body_max` of a service.
-    lanes: bool,
-}
-
-/// What this build knows.
-const BUILT: Built = Built {
-    overload: true,
-    lanes: true,
-};
 
 /// One service, with an upstream of its own.
 #[derive(Clone, Debug)]
@@ -32,6 +17,10 @@ pub(crate) struct Service {
     /// Requests that may wait, and for how long; 0: none.
     pub(crate) queue: usize,
     pub(crate) queue_timeout: &'static str,
+    /// Whether the limit follows the upstream's latency: `on` or `off`.
+    pub(crate) adaptive: &'static str,
+    /// Longer bodies have a lane of their own.
+    pub(crate) large_body: &'static str,
     /// The upstream's timeouts.
     pub(crate) response_timeout: &'static str,
     pub(crate) idle_timeout: &'static str,
@@ -47,6 +36,8 @@ impl Service {
             max: 1024,
             queue: 0,
             queue_timeout: "500ms",
+            adaptive: "on",
+            large_body: "256KiB",
             response_timeout: "15s",
             idle_timeout: "30s",
         }
@@ -62,6 +53,20 @@ impl Service {
     pub(crate) fn with_queue(mut self, queue: usize, timeout: &'static str) -> Self {
         self.queue = queue;
         self.queue_timeout = timeout;
+        self
+    }
+
+    /// Takes all limits away: no defence.
+    pub(crate) fn without_limits(mut self) -> Self {
+        self.max = 1_000_000;
+        self.adaptive = "off";
+        self.large_body = "1GiB";
+        self
+    }
+
+    /// Gives large bodies no lane of their own.
+    pub(crate) fn without_lane(mut self) -> Self {
+        self.large_body = "1GiB";
         self
     }
 
@@ -134,16 +139,14 @@ services:
         for service in &self.services {
             service.write_upstream(&mut text);
         }
-        if BUILT.overload {
-            let memory_max = self.memory_max;
-            // Of one address come all clients here.
-            line(
-                &mut text,
-                format_args!(
-                    "overload: {{ connections_per_address: 20000, memory_max: {memory_max} }}"
-                ),
-            );
-        }
+        let memory_max = self.memory_max;
+        // All clients here may come from one address.
+        line(
+            &mut text,
+            format_args!(
+                "overload: {{ connections_per_address: 20000, memory_max: {memory_max} }}"
+            ),
+        );
         text
     }
 }
@@ -156,22 +159,24 @@ impl Service {
             max,
             queue,
             queue_timeout,
+            adaptive,
+            large_body,
             ..
         } = self;
         line(text, format_args!("  - name: {name}"));
         line(text, format_args!("    match: [{{ path: {path} }}]"));
         line(text, format_args!("    upstream: {name}"));
+        let waiting = match queue {
+            0 => "queue: 0".to_owned(),
+            _ => format!("queue: {queue}, queue_timeout: {queue_timeout}"),
+        };
         line(
             text,
-            format_args!(
-                "    concurrency: {{ max: {max}, queue: {queue}, queue_timeout: {queue_timeout} }}"
-            ),
+            format_args!("    concurrency: {{ max: {max}, adaptive: {adaptive}, {waiting} }}"),
         );
-        if BUILT.lanes {
-            line(text, format_args!("    large_body: 256KiB"));
-            line(text, format_args!("    large_bodies_max: 8"));
-            line(text, format_args!("    body_max: 2GiB"));
-        }
+        line(text, format_args!("    large_body: {large_body}"));
+        line(text, format_args!("    large_bodies_max: 8"));
+        line(text, format_args!("    body_max: 2GiB"));
     }
 
     fn write_upstream(&self, text: &mut String) {

@@ -109,6 +109,12 @@ impl Figure {
         self
     }
 
+    /// Says what is measured where the proxy has no part in it: what the machine does by itself.
+    pub(crate) fn beside(mut self, machine: impl Display) -> Self {
+        self.control = machine.to_string();
+        self
+    }
+
     /// Says whether the promise was held.
     pub(crate) fn held(mut self, held: bool) -> Self {
         self.verdict = match (held, self.control_misses) {

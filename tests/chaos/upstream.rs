@@ -5,14 +5,13 @@
 //!
 //! What a request's query asks for (`?do=garbage`) is done to its answer; see [`misbehave`].
 
-use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -83,7 +82,7 @@ impl Upstream {
 
     /// Starts one that closes a connection just when it is used once more than so many times.
     pub(crate) fn closing_after(capacity: Capacity, requests_per_connection: usize) -> Self {
-        let listener = listener();
+        let listener = bind().expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let (frozen, is_frozen) = watch::channel(None);
         let arrived = Arc::<AtomicU64>::default();
@@ -121,15 +120,13 @@ impl Upstream {
     }
 }
 
-/// Opens a listener with room for a crowd that comes at once: what is lost here is asked for again a
-/// second later, which would be the upstream's doing.
-fn listener() -> std::net::TcpListener {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a TCP socket");
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    socket.bind(&address.into()).expect("a free port");
-    socket.listen(4096).expect("a TCP socket");
-    socket.set_nonblocking(true).expect("a TCP socket");
-    socket.into()
+/// Listens with room for all who may connect at once; std's 128 would make some of them wait.
+fn bind() -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    socket.listen(4096)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 async fn listen(listener: std::net::TcpListener, desk: Arc<Desk>) {

@@ -10,9 +10,9 @@ pub(crate) use ports::f3;
 
 use crate::table::{Figure, Scale, Table};
 
-/// F4: a panic costs one request. Nothing outside can make the proxy panic on purpose, and a way to
-/// do so is not built in for this; every experiment fails where the proxy's log tells of a panic.
+/// F4: a panic costs one request. Nothing outside can make the built program panic on purpose, so
+/// that is tested inside (`src/app/tests.rs`); every experiment fails where the log tells of a panic.
 pub(crate) fn f4(_: Scale, table: &mut Table) {
-    let why = "the proxy offers no way to make it panic; each experiment expects none in its log";
+    let why = "tested in src/app/tests.rs; no experiment here may leave a panic in the log";
     table.add(Figure::fact("a panic costs one request", 0).skipped(why));
 }

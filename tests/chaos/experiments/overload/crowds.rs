@@ -17,6 +17,9 @@ use crate::wire::Connection;
 
 /// How many addresses the broken SDK comes from.
 const ADDRESSES: u64 = 50_000;
+/// How many devices loop where nobody wrote a rule: of fewer requests each it would be a crowd, which
+/// is never blocked.
+const LOOPING: u64 = 500;
 /// What the rule lets through of it, per second and at once.
 const LIMIT_PER_SECOND: f64 = 50.0;
 const LIMIT_RULES: &str = "limits:
@@ -48,17 +51,19 @@ fn others(proxy: &Proxy, per_second: f64) -> Load {
         ("web", "2.0.0"),
     ];
     Load::get(proxy.address, "", per_second).sending(|number| {
-        let kind = KINDS.get(number as usize % KINDS.len());
+        // 300 devices, each of one kind and in one app, with a request a second each.
+        let device = number % 300;
+        let kind = KINDS.get(device as usize % KINDS.len());
         let (sdk, version) = kind.copied().unwrap_or(("web", "2.0.0"));
-        let app = format!("app-{}", number / 4 % 10);
-        // Devices of others are others.
-        request(number.wrapping_mul(7919), sdk, version, &app)
+        let app = format!("app-{}", device / 4 % 10);
+        request(1_000 + device, sdk, version, &app)
     })
 }
 
-fn broken_sdk(proxy: &Proxy, per_second: f64) -> Load {
+/// One version of one SDK in one app, on so many devices.
+fn broken_sdk(proxy: &Proxy, per_second: f64, devices: u64) -> Load {
     let mut load = Load::get(proxy.address, "", per_second)
-        .sending(|number| request(number, "chat-android", "3.2.1", "app-3"));
+        .sending(move |number| request(number % devices, "chat-android", "3.2.1", "app-3"));
     load.niceness = 5;
     load
 }
@@ -73,11 +78,11 @@ fn start(upstream: &Upstream, rules: &'static str, detection: &'static str) -> P
 }
 
 /// Lets the broken SDK loose for a while. Returns the stage, the others, and the broken.
-fn loose(scale: Scale, proxy: &Proxy, stage: Stage) -> (Stage, Outcomes, Outcomes) {
+fn loose(scale: Scale, proxy: &Proxy, stage: Stage, devices: u64) -> (Stage, Outcomes, Outcomes) {
     let (from, to) = stage.phase(0, Phase::During);
     let innocents = others(proxy, scale.pick(80.0, 300.0)).lasting(stage.ends());
     let innocents = innocents.start(stage.began);
-    let broken = broken_sdk(proxy, scale.pick(400.0, 2500.0)).during(from, to);
+    let broken = broken_sdk(proxy, scale.pick(400.0, 2500.0), devices).during(from, to);
     let broken = broken.start(stage.began);
     (stage, innocents.outcomes(), broken.outcomes())
 }
@@ -94,11 +99,11 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
     };
     let off = "{ mode: off }";
     let proxy = start(&upstream, LIMIT_RULES, off);
-    let (stage_with, innocents, broken) = loose(scale, &proxy, stage());
+    let (stage_with, innocents, broken) = loose(scale, &proxy, stage(), ADDRESSES);
     // What arrived and was not of the others.
     let passed = upstream.arrived() as usize - innocents.good();
     let proxy = start(&upstream, "rules: []\n", off);
-    let (_, _, control) = loose(scale, &proxy, stage());
+    let (_, _, control) = loose(scale, &proxy, stage(), ADDRESSES);
 
     let (from, to) = stage_with.phase(0, Phase::During);
     // The burst is there at the beginning, and the last requests come a little after the end.
@@ -139,7 +144,7 @@ fn detected(table: &mut Table) {
     let (begins, ends) = stage.phase(0, Phase::During);
     let mut blocked = None;
     let (innocents, broken) = std::thread::scope(|scope| {
-        let clients = scope.spawn(|| loose(Scale::Full, &proxy, stage));
+        let clients = scope.spawn(|| loose(Scale::Full, &proxy, stage, LOOPING));
         stage.wait_until(begins);
         while stage.began.elapsed() < ends && blocked.is_none() {
             let rules = "tidegate_rules{action=\"block\",origin=\"detected\"}";

@@ -11,9 +11,6 @@ use crate::stage::{Phase, Stage};
 use crate::table::{Figure, Scale, Table};
 use crate::upstream::{Capacity, Upstream};
 
-/// More places than there can be requests: no defence.
-const NO_LIMIT: usize = 1_000_000;
-
 /// After how long clients here give up: as in most apps, sooner than the work that waits is done.
 fn patience(scale: Scale) -> Duration {
     Duration::from_millis(scale.pick(500, 1000))
@@ -37,7 +34,7 @@ fn defended(upstream: &Upstream, capacity: Capacity) -> Service {
 }
 
 fn undefended(upstream: &Upstream) -> Service {
-    Service::new("chat", "/chat/", upstream.address).with_places(NO_LIMIT)
+    Service::new("chat", "/chat/", upstream.address).without_limits()
 }
 
 /// Measures what the upstream can do by itself: as many clients as places, each at work all the time.

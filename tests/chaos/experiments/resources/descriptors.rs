@@ -54,9 +54,12 @@ pub(crate) fn f1(scale: Scale, table: &mut Table) {
     let (ready, metrics_after) = (proxy.admin("/readyz"), proxy.admin("/metrics"));
     let [before, during, after] = stage.phases_of(&steady);
     table.add(
-        Figure::fact("descriptors in use", format_args!("< {DESCRIPTORS}"))
-            .during(open)
-            .held(open > 0 && open < DESCRIPTORS),
+        Figure::fact(
+            "descriptors in use",
+            format_args!("< {DESCRIPTORS}, for {} connections", 10 * DESCRIPTORS),
+        )
+        .during(open)
+        .held(open > 0 && open < DESCRIPTORS),
     );
     table.add(
         Figure::fact("errors on connections that were there", 0)
