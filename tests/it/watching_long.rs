@@ -72,9 +72,10 @@ fn however_a_file_is_written_it_is_in_force_within_two_seconds() {
             std::thread::sleep(Duration::from_millis(37 * (number as u64 % 20)));
         }
         waits.sort_unstable();
-        let (median, longest) = (waits.get(CHANGES / 2), waits.last());
+        let median = waits.get(CHANGES / 2).copied().unwrap_or_default();
+        let longest = waits.last().copied().unwrap_or_default();
         println!("{way}: in force after {median:.0?} (median), {longest:.0?} (longest)");
-        assert!(longest < Some(&IN_FORCE_WITHIN), "{way}: {waits:?}");
+        assert!(longest < IN_FORCE_WITHIN, "{way}: {waits:?}");
     }
 }
 
