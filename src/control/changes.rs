@@ -13,7 +13,7 @@ use super::operator::{
 };
 use crate::state::Done;
 
-/// The most lines of the audit trail that one reload makes: a quarter of what may wait for the disk.
+/// The most lines of the audit trail that one reload makes: few beside what may wait for the disk.
 const MOVED_AUDITED_MAX: usize = 16;
 
 /// Why a change is not made.

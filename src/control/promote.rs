@@ -1,5 +1,5 @@
 //! Makes a detected rule a file of the rules folder: its text ([`text`]), in words that mean exactly what
-//! the detector means ([`exact`]), written where nothing is overwritten ([`write`]). The control thread
+//! the detector means ([`exact`]), written where nothing is overwritten ([`mod@write`]). The control thread
 //! makes the text and notes what comes of it; the disk is waited for elsewhere.
 
 mod exact;

@@ -169,7 +169,7 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
     let chat = Service::new("chat", "/chat/", faults.address);
     let proxy = Proxy::start(Setup::of(vec![chat]));
     let stage = scale.pick(
-        Stage::short([0.5, 0.7, 1.5]),
+        Stage::short([0.5, 0.7, 2.5]),
         Stage::full(2, [3.0, 4.0, 3.0]),
     );
     let clients = Load::get(proxy.address, "/chat/session", rate).lasting(stage.ends());
