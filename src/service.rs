@@ -143,6 +143,11 @@ impl SharedService {
         self.normal.taken()
     }
 
+    /// Returns how many requests have a place, those with large bodies included.
+    pub fn at_upstream(&self) -> usize {
+        self.normal.taken() + self.large.taken()
+    }
+
     /// Changes how many requests may be in it at once.
     pub fn follow(self: &Arc<Self>, limit: usize, now: Instant) {
         self.set_limit(Lane::Normal, limit, now);

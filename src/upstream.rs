@@ -30,6 +30,7 @@ use std::time::Duration;
 use crate::metrics::Side;
 use crate::request::BodyFault;
 
+use connect::is_our_own_fault;
 pub use endpoints::Endpoints;
 pub(crate) use lease::Lease;
 pub(crate) use pool::Upstream;
@@ -83,6 +84,9 @@ impl UpstreamError {
     /// Returns what `Proxy-Status` says.
     pub(crate) fn proxy_status(&self) -> &'static str {
         match self {
+            Self::Connect(error) if is_our_own_fault(error) => {
+                "tidegate; error=connection_limit_reached"
+            }
             Self::Connect(_) => "tidegate; error=connection_refused",
             Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
             Self::Tls(error) if tls::is_about_the_certificate(error) => {
@@ -113,6 +117,7 @@ impl UpstreamError {
     /// Returns the status that the client gets.
     pub(crate) fn status(&self) -> u16 {
         match self {
+            Self::Connect(error) if is_our_own_fault(error) => 503,
             Self::Connect(_)
             | Self::Tls(_)
             | Self::Unresolved

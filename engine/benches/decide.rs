@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime};
 use divan::{Bencher, black_box};
 use ipnet::{IpNet, Ipv4Net};
 use tidegate_engine::attribute::{AttributeId, AttributeKind, AttributeSpec, Schema, Side};
-use tidegate_engine::policy::{Policy, PolicyParts};
+use tidegate_engine::policy::{Policy, PolicyParts, read_version};
 use tidegate_engine::request::{HashKey, RequestFacts};
-use tidegate_engine::rules::{Action, Condition, LimitRule, Mode, Origin, Rule, When};
+use tidegate_engine::rules::{
+    Action, Condition, LimitRule, Mode, Origin, Rule, VersionCondition, When,
+};
 use tidegate_engine::source::Source;
 use tidegate_engine::time::Instant;
 use tidegate_engine::units::Rate;
@@ -163,6 +165,113 @@ fn block_by_network(bencher: Bencher<'_, '_>, rules: u32) {
     let now = Instant::from_secs_f64(1.0);
     bencher
         .with_inputs(|| request(&key, &[], device, "good"))
+        .bench_local_refs(|facts| black_box(policy.decide(facts, now)));
+}
+
+/// What the rules of one bench are about; each request is refused by the last of them.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    /// One of three apps.
+    List,
+    /// One of three networks.
+    Networks,
+    /// An app, and a range of versions.
+    AppInRange,
+    /// A range of versions alone; each version is in two of them.
+    Range,
+    /// One version alone.
+    Version,
+    /// What the app begins with.
+    Prefix,
+    /// A client's /24.
+    NetworkOfClient,
+}
+
+impl Shape {
+    fn when(self, number: u32, id: impl Fn(&str) -> AttributeId) -> Vec<(AttributeId, Condition)> {
+        let app = |number: u32| Condition::Is(format!("bad-{number}").into());
+        let prefix = |number: u32| Condition::Prefix(format!("bad-{number}-").into());
+        let network = |number: u32, length| {
+            let address = Ipv4Addr::from_bits((10 << 24) + (number << 8));
+            Condition::Network(IpNet::V4(Ipv4Net::new_assert(address, length)))
+        };
+        let range = |number: u32| {
+            let text = format!(">=3.{number}.0, <3.{}.0", number + 2);
+            Condition::Version(VersionCondition::Range(text.parse().expect("a range")))
+        };
+        match self {
+            Self::List => {
+                let any = [0, 1, 2].map(|n| app(3 * number + n));
+                vec![(id("app"), Condition::AnyOf(any.to_vec()))]
+            }
+            Self::Networks => {
+                let any = [0, 20_000, 40_000].map(|n| network(number + n, 24));
+                vec![(AttributeId::IP, Condition::AnyOf(any.to_vec()))]
+            }
+            Self::AppInRange => vec![(id("app"), app(number)), (id("sdk_version"), range(number))],
+            Self::Range => vec![(id("sdk_version"), range(number))],
+            Self::Version => {
+                let text = format!("3.{number}.1");
+                let version = read_version(&text);
+                let exactly = VersionCondition::Exactly(text.into(), version);
+                vec![(id("sdk_version"), Condition::Version(exactly))]
+            }
+            Self::Prefix => vec![(id("app"), prefix(number))],
+            Self::NetworkOfClient => vec![(AttributeId::NETWORK, network(number, 24))],
+        }
+    }
+}
+
+/// Refused by the last rule, where none names one value of one attribute.
+#[divan::bench(
+    args = [
+        Shape::List,
+        Shape::Networks,
+        Shape::AppInRange,
+        Shape::Range,
+        Shape::Version,
+        Shape::Prefix,
+        Shape::NetworkOfClient,
+    ],
+    consts = [10, 10_000],
+    sample_count = 1000,
+    sample_size = 10
+)]
+fn block_by<const RULES: u32>(bencher: Bencher<'_, '_>, shape: Shape) {
+    let schema = schema();
+    let mut parts = parts(RULES, 1000);
+    for (number, rule) in (0_u32..).zip(&mut parts.rules) {
+        let id = |name: &str| schema.id(name).expect("an attribute of the schema");
+        rule.when.conditions = shape.when(number, id);
+    }
+    let policy = Policy::compile(parts, None, Instant::ZERO, SystemTime::UNIX_EPOCH);
+    let last = RULES - 1;
+    let app = match shape {
+        Shape::List => format!("bad-{}", 3 * last + 2),
+        Shape::Prefix => format!("bad-{last}-beta"),
+        _ => format!("bad-{last}"),
+    };
+    let version = format!(
+        "3.{}.1",
+        if matches!(shape, Shape::Range) {
+            RULES
+        } else {
+            last
+        }
+    );
+    let key = HashKey::from_seed(1);
+    let ids: Vec<_> = OWN.iter().filter_map(|name| schema.id(name)).collect();
+    let now = Instant::from_secs_f64(1.0);
+    let make = || {
+        let mut facts = request(&key, &ids, (10 << 24) + (last << 8) + 7, &app);
+        if let Some(id) = schema.id("sdk_version") {
+            facts.set(id, Cow::Borrowed(&version));
+        }
+        facts
+    };
+    assert_eq!(policy.decide(&make(), now).word(), "block");
+    bencher
+        .with_inputs(make)
         .bench_local_refs(|facts| black_box(policy.decide(facts, now)));
 }
 

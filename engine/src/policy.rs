@@ -6,13 +6,17 @@
 //! refused by one costs no token of another. Rules of the same action are asked in the order in
 //! which they were given.
 
+mod anchor;
 mod compile;
 mod condition;
 mod explain;
 mod judge;
+mod lists;
 mod matcher;
 mod networks;
+mod prefixes;
 mod preview;
+mod ranges;
 mod route;
 mod sparing;
 mod told;
@@ -177,10 +181,6 @@ impl RuleInForce {
     /// Returns how many requests of its source it let through because of who sent them.
     pub fn spared(&self) -> u64 {
         self.counters.spared.load(Ordering::Relaxed)
-    }
-
-    fn clauses(&self) -> &Clauses {
-        &self.clauses
     }
 
     fn matches_now(&self, facts: &RequestFacts<'_>, now: Instant) -> bool {

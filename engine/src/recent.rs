@@ -1,7 +1,10 @@
 //! The requests of the last minute or so: a sample of all of them, to try a rule on before it is in
 //! force, and the ids of those that were refused, with what refused them.
 //!
-//! No bodies, no secrets. Workers write into buffers of their own; the control side gathers them ten
+//! No bodies, no secrets: of a secret it is kept whether the request has it. Values above
+//! [`crate::request::VALUE_BYTES_MAX`] are kept as the `hash:` that stands for them, so texts are compared as
+//! in a decision; a prefix or a regex, which there looks at all of such a value, does not meet it here.
+//! What does not fit into [`VALUES_BYTES_MAX`] is present and has no text. Workers write into buffers of their own; the control side gathers them ten
 //! times a second and keeps what is here. Nothing is judged here: see [`crate::policy`].
 //!
 //! Memory, bounded: [`REQUESTS_MAX`] × at most 1.1 KiB = 8.8 MiB (2 MiB with values of usual length), and
@@ -31,6 +34,9 @@ const SAMPLED_A_TICK: usize = 32;
 
 /// The most bytes of values kept of one request. What comes last is left out: the user agent.
 const VALUES_BYTES_MAX: usize = 1024;
+
+/// What stands for a value that is not kept.
+const PRESENT: &[u8] = b"present";
 
 /// The most refusals that a worker remembers: so many of the latest, and as many that are spread over
 /// rules and time.
@@ -88,13 +94,24 @@ struct Sampled {
     address: IpAddr,
     from_trusted_proxy: bool,
     passed: bool,
+    /// A bit for each attribute that it has, secret or not.
+    present: u32,
     values: Values,
+}
+
+const _: () = assert!(ATTRIBUTES_MAX <= u32::BITS as usize);
+
+/// Returns a bit for each attribute that a request has.
+fn presence(facts: &RequestFacts<'_>) -> u32 {
+    (0..ATTRIBUTES_MAX)
+        .filter(|index| facts.is_present(AttributeId::at(*index)))
+        .fold(0, |present, index| present | 1 << index)
 }
 
 /// A request of the sample, as those see it who try a rule on it.
 #[derive(Debug)]
 pub struct RecentRequest<'a> {
-    /// What is known of it; secrets are absent.
+    /// What is known of it; secrets are present, as something else.
     pub facts: RequestFacts<'a>,
     /// Whether no rule and no limit refused it.
     pub passed: bool,
@@ -146,6 +163,7 @@ impl Worker {
                 address: facts.address(),
                 from_trusted_proxy: false,
                 passed,
+                present: 0,
                 values: Values::default(),
             });
         }
@@ -153,6 +171,7 @@ impl Worker {
             sampled.address = facts.address();
             sampled.from_trusted_proxy = facts.is_trusted_proxy();
             sampled.passed = passed;
+            sampled.present = presence(facts);
             sampled.values.take(facts);
         }
     }
@@ -276,6 +295,12 @@ impl Recent {
                 for (id, value) in sampled.values.iter() {
                     facts.set(id, Cow::Borrowed(value));
                 }
+                for index in 0..ATTRIBUTES_MAX {
+                    let id = AttributeId::at(index);
+                    if sampled.present & (1 << index) != 0 && !facts.is_present(id) {
+                        facts.set_secret(id, PRESENT);
+                    }
+                }
                 show(&RecentRequest {
                     facts,
                     passed: sampled.passed,
@@ -368,7 +393,11 @@ mod tests {
             if request.facts.value(AttributeId::USER_AGENT) == Some("loop") {
                 looping += request.weight;
             }
-            assert_eq!(request.facts.hash(AttributeId::INSTANCE), 0, "a secret");
+            assert_eq!(request.facts.value(AttributeId::INSTANCE), None, "a secret");
+            let kept = key.hash(b"token");
+            assert_ne!(request.facts.hash(AttributeId::INSTANCE), kept, "a secret");
+            assert!(request.facts.is_present(AttributeId::INSTANCE));
+            assert!(!request.facts.is_present(AttributeId::HOST));
         });
         assert_eq!(rows, 200 * SAMPLED_A_TICK);
         assert!((all - 200_000.0).abs() < 1.0, "{all}");

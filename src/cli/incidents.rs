@@ -1,10 +1,5 @@
 //! `tidegate incidents`: what happened, what was done about it, and why, over the admin API.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "of JSON: what is not there is null, and never a panic"
-)]
-
 use std::process::ExitCode;
 
 use clap::Args;
@@ -132,25 +127,41 @@ fn one(incident: &Value) -> String {
 /// Says in one line what was seen in the second before a step.
 fn effect_text(effect: &Value) -> String {
     let seen = |who: &str| {
-        let number = |key: &str| effect[who][key].as_f64().unwrap_or_default();
-        format!(
-            "{who} {:.0}/s, {:.1} % refused",
-            number("requests_per_second"),
-            100.0 * number("refused_share")
-        )
+        let seen = &effect[who];
+        let rate = seen["requests_per_second"].as_f64().unwrap_or_default();
+        let refused = seen["refused_share"].as_f64();
+        let refused = refused.map(|share| format!(", {:.1} % refused", 100.0 * share));
+        format!("{who} {rate:.0}/s{}", refused.unwrap_or_default())
     };
-    let upstream = effect["upstream"].as_object().map(|_| {
-        let number = |key: &str| effect["upstream"][key].as_f64().unwrap_or_default();
+    let upstream = if effect["upstream"].is_object() {
+        upstream_text(&effect["upstream"])
+    } else {
+        String::new()
+    };
+    format!("{}; {}{upstream}", seen("others"), seen("source"))
+}
+
+/// Without answers there is nothing to say of how they were.
+fn upstream_text(upstream: &Value) -> String {
+    let number = |key: &str| upstream[key].as_f64().unwrap_or_default();
+    let answered = number("answered_per_second");
+    let how = if answered > 0.0 {
         format!(
-            "; upstream {:.0}/s in {:.0} ms, {:.1} in flight, {:.1} % failed",
-            number("answered_per_second"),
+            " in {:.0} ms, {:.1} % failed",
             1000.0 * number("latency_s"),
-            number("in_flight"),
             100.0 * number("failed_share")
         )
-    });
-    let upstream = upstream.unwrap_or_default();
-    format!("{}; {}{upstream}", seen("others"), seen("source"))
+    } else {
+        String::new()
+    };
+    format!(
+        "; upstream asked {:.0}/s, answered {answered:.0}/s{how}, {:.0} in flight, {:.0} waiting, {:.0}/s got no \
+         place",
+        number("arrived_per_second"),
+        number("in_flight"),
+        number("waiting"),
+        number("shed_per_second"),
+    )
 }
 
 #[cfg(test)]
@@ -178,5 +189,31 @@ mod tests {
             let rest = shown.replace('\n', "");
             assert!(!rest.contains(char::is_control), "{shown:?}");
         }
+    }
+
+    #[test]
+    fn an_effect_says_what_is_known_and_no_more() {
+        let mut effect = json!({
+            "others": { "requests_per_second": 90.0, "refused_share": 0.25 },
+            "source": { "requests_per_second": 500.0, "refused_share": 0.5 },
+            "upstream": {
+                "arrived_per_second": 340.0, "answered_per_second": 300.0, "shed_per_second": 20.0,
+                "waiting": 12.0, "in_flight": 64.0, "latency_s": 0.2, "failed_share": 0.1,
+            },
+        });
+        assert_eq!(
+            effect_text(&effect),
+            "others 90/s, 25.0 % refused; source 500/s, 50.0 % refused; upstream asked 340/s, answered 300/s in \
+             200 ms, 10.0 % failed, 64 in flight, 12 waiting, 20/s got no place"
+        );
+        effect["source"] = json!({ "requests_per_second": 500.0 });
+        effect["upstream"]["answered_per_second"] = json!(0.0);
+        assert_eq!(
+            effect_text(&effect),
+            "others 90/s, 25.0 % refused; source 500/s; upstream asked 340/s, answered 0/s, 64 in flight, 12 \
+             waiting, 20/s got no place"
+        );
+        effect["upstream"] = Value::Null;
+        assert!(effect_text(&effect).ends_with("source 500/s"));
     }
 }

@@ -1,4 +1,5 @@
-//! Tells from how requests ended whether a service's upstream suffers.
+//! Tells from how requests ended whether a service's upstream suffers, and from those that did not end
+//! yet, too, how it did.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,9 +28,34 @@ pub(super) struct StressWatch {
     services: HashMap<Arc<str>, ServiceWatch>,
 }
 
+/// What there is to read of a service at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reading {
+    ended: VitalSigns,
+    /// Requests that the upstream has.
+    in_flight: usize,
+    /// Requests that wait for a place.
+    waiting: usize,
+}
+
+impl Reading {
+    fn of(service: &SharedService) -> Self {
+        Self {
+            ended: service.vital_signs(),
+            in_flight: service.at_upstream(),
+            waiting: service.waiting(),
+        }
+    }
+
+    /// Returns how many requests have come for the upstream. Who gives up while he waits is left out.
+    fn arrived(&self) -> f64 {
+        (self.ended.finished + self.ended.shed) as f64 + (self.in_flight + self.waiting) as f64
+    }
+}
+
 #[derive(Debug, Default)]
 struct ServiceWatch {
-    window: VecDeque<VitalSigns>,
+    window: VecDeque<Reading>,
     /// The usual mean duration, in microseconds; learnt while the service does not suffer.
     usual_us: Option<f64>,
 }
@@ -44,7 +70,7 @@ impl StressWatch {
         for service in services {
             let name = &service.name;
             let watch = self.services.entry(Arc::clone(name)).or_default();
-            if watch.tick(service.vital_signs()) {
+            if watch.tick(Reading::of(service)) {
                 suffering.push(Arc::clone(name));
             }
             signs.push((Arc::clone(name), watch.signs()));
@@ -60,23 +86,29 @@ impl ServiceWatch {
             return UpstreamSigns::default();
         };
         let seconds = TICK.as_secs_f64() * (self.window.len().max(2) - 1) as f64;
-        let finished = (now.finished - before.finished) as f64;
-        let waited_s = (now.duration_us - before.duration_us) as f64 / 1e6;
+        let arrived = (now.arrived() - before.arrived()).max(0.0);
+        let (then, ended) = (before.ended, now.ended);
+        let finished = (ended.finished - then.finished) as f64;
+        let waited_s = (ended.duration_us - then.duration_us) as f64 / 1e6;
         let of = |part: f64| if finished > 0.0 { part / finished } else { 0.0 };
         UpstreamSigns {
+            arrived_per_second: arrived / seconds,
             answered_per_second: finished / seconds,
-            in_flight: waited_s / seconds,
+            shed_per_second: (ended.shed - then.shed) as f64 / seconds,
+            waiting: now.waiting as f64,
+            in_flight: now.in_flight as f64,
             latency_s: of(waited_s),
-            failed_share: of((now.failed - before.failed) as f64),
+            failed_share: of((ended.failed - then.failed) as f64),
         }
     }
 
-    fn tick(&mut self, signs: VitalSigns) -> bool {
-        self.window.push_back(signs);
+    fn tick(&mut self, reading: Reading) -> bool {
+        let signs = reading.ended;
+        self.window.push_back(reading);
         if self.window.len() > WINDOW_TICKS + 1 {
             self.window.pop_front();
         }
-        let Some(before) = self.window.front() else {
+        let Some(before) = self.window.front().map(|before| before.ended) else {
             return false;
         };
         let finished = signs.finished - before.finished;
@@ -101,6 +133,49 @@ impl ServiceWatch {
 mod tests {
     use super::*;
 
+    fn ended(ended: VitalSigns) -> Reading {
+        Reading {
+            ended,
+            ..Reading::default()
+        }
+    }
+
+    /// An upstream that hung was shown as one that nobody asked: only what ended was counted.
+    #[test]
+    fn an_upstream_that_hangs_is_seen_to_be_asked() {
+        let mut watch = ServiceWatch::default();
+        let mut reading = Reading::default();
+        for tick in 0..30 {
+            watch.tick(reading);
+            reading.in_flight = 50.min(10 * tick);
+            reading.waiting = (10 * tick - reading.in_flight).min(100);
+            if tick > 15 {
+                reading.ended.shed += 10;
+            }
+        }
+        let signs = watch.signs();
+        assert_eq!((signs.in_flight, signs.waiting), (50.0, 100.0));
+        assert!((signs.arrived_per_second - 100.0).abs() < 1.0, "{signs:?}");
+        assert!((signs.shed_per_second - 100.0).abs() < 1.0, "{signs:?}");
+        assert!(signs.answered_per_second < 0.1);
+    }
+
+    #[test]
+    fn what_is_answered_has_arrived() {
+        let mut watch = ServiceWatch::default();
+        let mut reading = Reading::default();
+        for _ in 0..20 {
+            reading.ended.finished += 40;
+            reading.ended.duration_us += 40 * 20_000;
+            reading.in_flight = 8;
+            watch.tick(reading);
+        }
+        let signs = watch.signs();
+        assert!((signs.arrived_per_second - 400.0).abs() < 1.0, "{signs:?}");
+        assert!((signs.answered_per_second - 400.0).abs() < 1.0, "{signs:?}");
+        assert!((signs.latency_s - 0.02).abs() < 1e-9, "{signs:?}");
+    }
+
     /// Runs ticks of 100 answers each, with this many failures and this mean duration.
     fn run(
         watch: &mut ServiceWatch,
@@ -114,7 +189,7 @@ mod tests {
             total.finished += 100;
             total.failed += failed;
             total.duration_us += 100 * mean_us;
-            suffers = watch.tick(*total);
+            suffers = watch.tick(ended(*total));
         }
         suffers
     }
@@ -146,7 +221,7 @@ mod tests {
         let mut total = VitalSigns::default();
         assert!(!run(&mut watch, &mut total, 20, 0, 20_000));
         total.shed += 200;
-        assert!(watch.tick(total));
+        assert!(watch.tick(ended(total)));
     }
 
     #[test]
@@ -157,7 +232,7 @@ mod tests {
             failed: 5,
             ..VitalSigns::default()
         };
-        watch.tick(VitalSigns::default());
-        assert!(!watch.tick(one));
+        watch.tick(Reading::default());
+        assert!(!watch.tick(ended(one)));
     }
 }

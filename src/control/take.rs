@@ -108,7 +108,7 @@ impl Control {
         let rules = before.rules(wall, now).len();
         let mut detector = Detector::new(Arc::clone(schema), spec, self.parts.ground.seed);
         detector.set_clock(wall, now);
-        detector.carry_on(carried, wall, now);
+        detector.carry_on(carried, "the attributes are others now", wall, now);
         self.parts.detector = detector;
         tracing::warn!(
             rules_ended = rules,

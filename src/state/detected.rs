@@ -52,7 +52,8 @@ impl DetectedFile {
         };
         match serde_json::from_slice::<Content>(&content) {
             Ok(content) if content.key == self.key => {
-                let rules = detector.carry_on(content.carried, wall, now);
+                let rules =
+                    detector.carry_on(content.carried, "the process was restarted", wall, now);
                 if rules > 0 {
                     tracing::warn!(
                         rules,

@@ -27,6 +27,8 @@ use crate::alarm::Alarm;
 use crate::overload::UpstreamPlace;
 use crate::request::{HeadCopy, RequestBody};
 
+/// The most that is read ahead of whoever takes an answer, in bytes.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// The largest response head, in bytes.
 const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -213,6 +215,8 @@ where
 {
     let (sender, connection) = http1::Builder::new()
         .max_header_size(RESPONSE_HEAD_BYTES_MAX)
+        // hyper would read and hold up to six times as much.
+        .max_buf_size(READ_BUFFER_BYTES)
         // Most requests are one small piece, for which a plain write costs less.
         .writev(false)
         .handshake(TokioIo::new(stream))

@@ -1,5 +1,6 @@
-//! The rules in force and the incidents, carried over a restart: in the middle of an incident nothing is
-//! let go. What was learnt is [`super::snapshot`]'s business.
+//! The rules in force, the incidents and what operators said, carried over a restart: in the middle of an
+//! incident nothing is let go, and who is left alone stays so. What was learnt is [`super::snapshot`]'s
+//! business.
 //!
 //! Instants do not outlive a process, so ages are carried, and the time of day says how long nothing ran.
 
@@ -35,6 +36,26 @@ pub struct Carried {
     rules: Vec<CarriedRule>,
     incidents: Vec<CarriedIncident>,
     recurring: Vec<(Source, f64, f64)>,
+    /// Released rules that sleep until their source is back.
+    #[serde(default)]
+    sleeping: Vec<CarriedRule>,
+    /// Sources whose rule refused the wrong ones, and how long ago that was.
+    #[serde(default)]
+    withdrawn: Vec<(Source, f64)>,
+    #[serde(default)]
+    left_alone: Vec<CarriedLeftAlone>,
+}
+
+/// Columns, and the keyed hashes of the values in them.
+type CarriedPattern = Vec<(usize, u32)>;
+
+/// A source whose rule an operator took back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct CarriedLeftAlone {
+    source: Source,
+    /// What matches it, and what is expected of that.
+    seen: Option<(CarriedPattern, f64)>,
+    age_s: f64,
 }
 
 /// One rule; ages and times in seconds.
@@ -42,7 +63,7 @@ pub struct Carried {
 struct CarriedRule {
     incident: u64,
     source: Source,
-    pattern: Vec<(usize, u32)>,
+    pattern: CarriedPattern,
     services: Vec<Arc<str>>,
     shadow: Option<bool>,
     address: Option<IpAddr>,
@@ -89,35 +110,6 @@ impl Detector {
     /// at `now`.
     pub fn carried(&self, wall: SystemTime, now: Instant) -> Carried {
         let age = |at: Instant| now.since(at).as_secs_f64();
-        let rule = |measure: &Measure| CarriedRule {
-            incident: measure.incident.0,
-            source: measure.source.clone(),
-            pattern: measure
-                .pattern
-                .literals()
-                .iter()
-                .map(|literal| (literal.column, literal.value))
-                .collect(),
-            services: measure.services.clone(),
-            shadow: measure.said.map(|mode| mode == Mode::Shadow),
-            address: measure.address,
-            shares: measure.shares,
-            blocks: matches!(measure.stage, Stage::Block | Stage::Probe { .. }),
-            nature: measure.nature,
-            eased: measure.eased,
-            made_s: age(measure.made),
-            began_s: age(measure.began),
-            renewed_s: age(measure.renewed),
-            ttl_s: measure.ttl.as_secs_f64(),
-            expected: measure.expected,
-            held: measure.held,
-            floor: measure.floor,
-            upper_bound: measure.upper_bound,
-            collateral: measure.collateral,
-            usual_per_instance: measure.usual_per_instance,
-            observed: measure.observed,
-            offered: measure.offered,
-        };
         let incident = |incident: &Incident| CarriedIncident {
             id: incident.id.0,
             began_s: age(incident.began),
@@ -137,12 +129,25 @@ impl Detector {
                 .collect(),
             active: incident.active,
         };
+        let rule = |measure: &Measure| CarriedRule::of(measure, age);
         let recurring = self.past.recurring();
+        let (withdrawn, left_alone) = (self.past.withdrawn(), self.past.all_left_alone());
         Carried {
             fingerprint: fingerprint(&self.schema, &self.columns),
             at_unix_s: unix_seconds(wall),
             last_incident: self.incidents.last(),
             rules: self.measures.iter().map(rule).collect(),
+            sleeping: self.past.sleeping().map(rule).collect(),
+            withdrawn: withdrawn
+                .map(|(source, at)| (source.clone(), age(at)))
+                .collect(),
+            left_alone: left_alone
+                .map(|(source, seen, since)| CarriedLeftAlone {
+                    source: source.clone(),
+                    seen: seen.map(|(pattern, held)| (carried_pattern(pattern), *held)),
+                    age_s: age(since),
+                })
+                .collect(),
             incidents: self.incidents.all().iter().map(incident).collect(),
             recurring: recurring
                 .map(|(source, ttl, at)| (source.clone(), ttl.as_secs_f64(), age(at)))
@@ -151,9 +156,15 @@ impl Detector {
     }
 
     /// Takes over what [`Detector::carried`] returned; to be called before the first tick. Rules whose
-    /// `ttl` ran out while nothing ran are over, and so is all of it if the attributes are others now.
-    /// Returns how many rules are in force again.
-    pub fn carry_on(&mut self, carried: Carried, wall: SystemTime, now: Instant) -> usize {
+    /// `ttl` ran out while nothing ran are over, and so are all if the attributes are others now; `why`
+    /// says so in their incidents. Returns how many rules are in force again.
+    pub fn carry_on(
+        &mut self,
+        carried: Carried,
+        why: &str,
+        wall: SystemTime,
+        now: Instant,
+    ) -> usize {
         let down = Duration::try_from_secs_f64(unix_seconds(wall) - carried.at_unix_s);
         let down = down.unwrap_or_default();
         if down > DOWN_MAX {
@@ -187,7 +198,7 @@ impl Detector {
                 timeline.push(Moment {
                     what: Happening::Ended,
                     at: now,
-                    why: Some(Arc::from("the process was restarted")),
+                    why: Some(Arc::from(why)),
                     effect: None,
                 });
             }
@@ -206,12 +217,56 @@ impl Detector {
         for (source, ttl, age) in carried.recurring {
             self.past.recur(source, seconds(ttl), at(age));
         }
+        for rule in carried.sleeping {
+            let (renewed, ttl) = (at(rule.renewed_s), seconds(rule.ttl_s));
+            if fits {
+                self.past.put_back(rule.measure(now, at, renewed, ttl));
+            }
+        }
+        for (source, age) in carried.withdrawn {
+            self.past.withdraw(&source, at(age), now);
+        }
+        for past in carried.left_alone {
+            // Of other attributes it is not known who that is, but what is said of them stays said.
+            let seen = past.seen.filter(|_| fits);
+            let seen = seen.map(|(literals, held)| (pattern(literals), held));
+            self.past
+                .go_on_leaving_alone(past.source, seen, at(past.age_s));
+        }
+        self.past.forget_left_alone(now);
         self.unpublished = true;
         self.measures.len()
     }
 }
 
 impl CarriedRule {
+    fn of(measure: &Measure, age: impl Fn(Instant) -> f64) -> Self {
+        Self {
+            incident: measure.incident.0,
+            source: measure.source.clone(),
+            pattern: carried_pattern(&measure.pattern),
+            services: measure.services.clone(),
+            shadow: measure.said.map(|mode| mode == Mode::Shadow),
+            address: measure.address,
+            shares: measure.shares,
+            blocks: matches!(measure.stage, Stage::Block | Stage::Probe { .. }),
+            nature: measure.nature,
+            eased: measure.eased,
+            made_s: age(measure.made),
+            began_s: age(measure.began),
+            renewed_s: age(measure.renewed),
+            ttl_s: measure.ttl.as_secs_f64(),
+            expected: measure.expected,
+            held: measure.held,
+            floor: measure.floor,
+            upper_bound: measure.upper_bound,
+            collateral: measure.collateral,
+            usual_per_instance: measure.usual_per_instance,
+            observed: measure.observed,
+            offered: measure.offered,
+        }
+    }
+
     fn measure(
         self,
         now: Instant,
@@ -220,14 +275,10 @@ impl CarriedRule {
         ttl: Duration,
     ) -> Measure {
         let incident = IncidentId(self.incident);
-        let literals = self.pattern.into_iter();
-        let pattern = literals.fold(Pattern::default(), |pattern, (column, value)| {
-            pattern.with(Literal { column, value })
-        });
         Measure {
             incident,
             name: act::name_of(incident),
-            pattern,
+            pattern: pattern(self.pattern),
             services: self.services,
             said: self
                 .shadow
@@ -263,7 +314,64 @@ impl CarriedRule {
     }
 }
 
+fn carried_pattern(pattern: &Pattern) -> CarriedPattern {
+    let literals = pattern.literals().iter();
+    literals
+        .map(|literal| (literal.column, literal.value))
+        .collect()
+}
+
+fn pattern(literals: CarriedPattern) -> Pattern {
+    let literals = literals.into_iter();
+    literals.fold(Pattern::default(), |pattern, (column, value)| {
+        pattern.with(Literal { column, value })
+    })
+}
+
 /// Returns a time that was carried; nonsense is none.
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attribute::Schema;
+    use crate::detect::DetectionSpec;
+
+    /// Whether it is known that a source's rule was withdrawn, and that it is left alone, each said a
+    /// minute before the process ended; `later` seconds into the next one, `down` seconds after that.
+    fn known(down: u64, later: u64) -> (bool, bool) {
+        let schema = Arc::new(Schema::built_in());
+        let detector = || Detector::new(Arc::clone(&schema), DetectionSpec::default(), 1);
+        let source = Source::everybody().with("host", "a.example");
+        let of = |seconds| Duration::from_secs(seconds);
+        let wall = SystemTime::UNIX_EPOCH + of(1_000_000);
+        let now = Instant::from_secs_f64(1e6);
+        let mut before = detector();
+        before.past.withdraw(&source, now - of(60), now);
+        let everybody = (Pattern::default(), 1.0);
+        let past = &mut before.past;
+        past.go_on_leaving_alone(source.clone(), Some(everybody), now - of(60));
+        let carried = before.carried(wall, now);
+        let mut after = detector();
+        let began = Instant::from_secs_f64(2e6);
+        after.carry_on(carried, "restarted", wall + of(down), began);
+        let now = began + of(later);
+        after.past.forget_left_alone(now);
+        let is_seen = after.past.left_alone().count() == 1;
+        assert_eq!(after.past.is_left_alone(&source), is_seen);
+        (after.past.was_withdrawn(&source, now), is_seen)
+    }
+
+    #[test]
+    fn what_was_said_holds_for_as_long_as_without_a_restart() {
+        assert_eq!(known(0, 0), (true, true));
+        assert_eq!(known(60, 170), (true, true));
+        assert_eq!(known(60, 190), (false, true));
+        assert_eq!(known(250, 0), (false, true));
+        assert_eq!(known(250, 280), (false, true));
+        assert_eq!(known(250, 300), (false, false));
+        assert_eq!(known(560, 0), (false, false));
+    }
 }

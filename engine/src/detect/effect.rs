@@ -3,22 +3,29 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::act::Measure;
 use super::incident::Event;
-use super::pattern::Pattern;
 use super::window::SECOND;
 use super::{Detector, Stress};
 use crate::time::Instant;
 use crate::traffic::LeafKey;
 
-/// How the upstream of a service did in the last second.
+/// How the upstream of a service did in the last second, those requests included that it did not answer
+/// yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct UpstreamSigns {
+    /// Requests that came for it and that no rule refused, a second.
+    pub arrived_per_second: f64,
     /// Requests that it answered, a second.
     pub answered_per_second: f64,
-    /// Requests that it had at a time, in the mean: what it answers times how long that takes (Little's
-    /// law, 1961).
+    /// Requests that got no place, a second.
+    pub shed_per_second: f64,
+    /// Requests that wait for a place, now.
+    pub waiting: f64,
+    /// Requests that it has, now.
     pub in_flight: f64,
-    /// How long its answers took to begin, in the mean, in seconds.
+    /// How long its answers took to begin, in the mean, in seconds; 0 without answers.
     pub latency_s: f64,
     /// The share of its answers that were failures, 0 to 1.
     pub failed_share: f64,
@@ -29,8 +36,10 @@ pub struct UpstreamSigns {
 pub struct Seen {
     /// Requests a second, refused ones included.
     pub requests_per_second: f64,
-    /// The share of them that was refused, 0 to 1.
-    pub refused_share: f64,
+    /// The share of them that was refused, 0 to 1; absent where it cannot be told: of one address it is only
+    /// counted how many requests came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_share: Option<f64>,
 }
 
 /// What was seen in the second before a step.
@@ -38,7 +47,7 @@ pub struct Seen {
 pub struct Effect {
     /// Of the source; of nobody, while it is not known.
     pub source: Seen,
-    /// Of everybody else.
+    /// Of everybody else: of everybody, where nobody is blamed.
     pub others: Seen,
     /// The upstreams of the services that the source goes to, or all together; absent where nobody says.
     pub upstream: Option<UpstreamSigns>,
@@ -56,18 +65,41 @@ impl Detector {
                 // The rule is gone, and who was meant by it cannot be told from the others any more.
                 continue;
             }
-            let source = measure.map(|measure| &measure.pattern);
+            let (source, others) = self.seen_of(measure, now);
             let services = measure.map_or(&[][..], |measure| &measure.services);
             let effect = Effect {
-                source: source.map_or_else(Seen::default, |source| {
-                    self.seen(|key| source.matches(key), now)
-                }),
-                others: self.seen(|key| !source.is_some_and(|source| is_of(source, key)), now),
+                source,
+                others,
                 upstream: stress.signs_of(services),
             };
             event.effect = Some(effect);
             self.incidents.note_effect(event.incident, event.at, effect);
         }
+    }
+
+    /// Returns what was seen of a rule's source, and of everybody else.
+    fn seen_of(&self, measure: Option<&Measure>, now: Instant) -> (Seen, Seen) {
+        let all = || self.seen(|_| true, now);
+        let Some(measure) = measure else {
+            return (Seen::nobody(), all());
+        };
+        if measure.address.is_some() {
+            let rate = |rate| Seen {
+                requests_per_second: rate,
+                refused_share: None,
+            };
+            let came = self.offered(measure, SECOND, now);
+            let others = (all().requests_per_second - came).max(0.0);
+            return (rate(came), rate(others));
+        }
+        let source = self.seen(|key| measure.pattern.matches(key), now);
+        // Who shares is not blamed.
+        let others = if measure.shares || measure.pattern.is_everybody() {
+            all()
+        } else {
+            self.seen(|key| !measure.pattern.matches(key), now)
+        };
+        (source, others)
     }
 
     fn seen(&self, belongs: impl Fn(&LeafKey) -> bool, now: Instant) -> Seen {
@@ -84,14 +116,18 @@ impl Detector {
         }
         Seen {
             requests_per_second: all / seconds,
-            refused_share: if all > 0.0 { refused / all } else { 0.0 },
+            refused_share: Some(if all > 0.0 { refused / all } else { 0.0 }),
         }
     }
 }
 
-/// Everybody is nobody's source: who shares is not blamed.
-fn is_of(source: &Pattern, key: &LeafKey) -> bool {
-    !source.is_everybody() && source.matches(key)
+impl Seen {
+    fn nobody() -> Self {
+        Self {
+            requests_per_second: 0.0,
+            refused_share: Some(0.0),
+        }
+    }
 }
 
 impl Stress {
@@ -102,7 +138,10 @@ impl Stress {
         for (service, signs) in &self.signs {
             if services.is_empty() || services.contains(service) {
                 count += 1;
+                sum.arrived_per_second += signs.arrived_per_second;
                 sum.answered_per_second += signs.answered_per_second;
+                sum.shed_per_second += signs.shed_per_second;
+                sum.waiting += signs.waiting;
                 sum.in_flight += signs.in_flight;
                 sum.latency_s += signs.latency_s * signs.answered_per_second;
                 sum.failed_share += signs.failed_share * signs.answered_per_second;

@@ -159,7 +159,7 @@ impl Detector {
         for at in withdrawn.into_iter().rev() {
             changed = true;
             if let Some(measure) = self.measures.get(at) {
-                self.past.withdraw(&measure.source, now);
+                self.past.withdraw(&measure.source, now, now);
             }
             let why = "most of what it refused came from known clients that sent less than twice what is usual";
             self.end(at, Happening::Withdrawn, Some(Arc::from(why)), now);

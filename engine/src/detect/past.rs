@@ -92,14 +92,19 @@ impl Past {
         }
     }
 
-    /// Remembers that a rule for the source refused the wrong ones.
-    pub(super) fn withdraw(&mut self, source: &Source, now: Instant) {
+    /// Remembers that a rule for the source refused the wrong ones, `at` some time before `now`.
+    pub(super) fn withdraw(&mut self, source: &Source, at: Instant, now: Instant) {
         self.withdrawn
             .retain(|(past, at)| past != source && now.since(*at) < SPARED_FOR);
         if self.withdrawn.len() >= PAST_MAX {
             self.withdrawn.remove(0);
         }
-        self.withdrawn.push((source.clone(), now));
+        self.withdrawn.push((source.clone(), at));
+    }
+
+    /// Walks the sources whose rules refused the wrong ones, and when that was.
+    pub(super) fn withdrawn(&self) -> impl Iterator<Item = (&Source, Instant)> {
+        self.withdrawn.iter().map(|(source, at)| (source, *at))
     }
 
     /// Returns whether a rule for the source was withdrawn lately.
@@ -112,16 +117,35 @@ impl Past {
     /// Remembers that an operator took a rule back: its source does not find it again, nor get another.
     pub(super) fn leave_alone(&mut self, measure: Measure, now: Instant) {
         self.supersede(&measure.source);
-        self.left_alone.retain(|past| past.source != measure.source);
+        let is_seen = measure.address.is_none() && !measure.shares;
+        let seen = is_seen.then_some((measure.pattern, measure.held));
+        self.go_on_leaving_alone(measure.source, seen, now);
+    }
+
+    /// Leaves a source alone from `since` on, which may be of before a restart.
+    pub(super) fn go_on_leaving_alone(
+        &mut self,
+        source: Source,
+        seen: Option<(Pattern, f64)>,
+        since: Instant,
+    ) {
+        self.left_alone.retain(|past| past.source != source);
         if self.left_alone.len() >= LEFT_ALONE_MAX {
             self.left_alone.remove(0);
         }
-        let is_seen = measure.address.is_none() && !measure.shares;
         self.left_alone.push(LeftAlone {
-            source: measure.source,
-            seen: is_seen.then_some((measure.pattern, measure.held)),
-            since: now,
+            source,
+            seen,
+            since,
         });
+    }
+
+    /// Walks the sources that are left alone, what matches each, and since when.
+    pub(super) fn all_left_alone(
+        &self,
+    ) -> impl Iterator<Item = (&Source, Option<&(Pattern, f64)>, Instant)> {
+        let all = self.left_alone.iter();
+        all.map(|past| (&past.source, past.seen.as_ref(), past.since))
     }
 
     /// Forgets the sources that were left alone for long enough.
@@ -159,11 +183,17 @@ impl Past {
         self.dormant.extract_if(.., is_back).collect()
     }
 
-    /// Lets a rule sleep on for which there was no room, unless others have taken its place meanwhile.
+    /// Lets a rule sleep on for which there was no room, or that slept before a restart, unless others have
+    /// taken its place meanwhile.
     pub(super) fn put_back(&mut self, measure: Measure) {
         if self.dormant.len() < DORMANT_MAX {
             self.dormant.push(measure);
         }
+    }
+
+    /// Walks the sleeping rules.
+    pub(super) fn sleeping(&self) -> impl Iterator<Item = &Measure> {
+        self.dormant.iter()
     }
 
     /// Forgets the sleeping rules that a new one makes superfluous.

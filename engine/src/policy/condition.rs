@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ahash::RandomState;
-use ipnet::IpNet;
 
 use super::networks::Networks;
 use super::version::read_version;
@@ -68,7 +67,7 @@ fn holds_for_text(
 }
 
 /// The client's address, or the one that an attribute of the operator's holds.
-fn address(id: AttributeId, facts: &RequestFacts<'_>) -> Option<IpAddr> {
+pub(super) fn address(id: AttributeId, facts: &RequestFacts<'_>) -> Option<IpAddr> {
     if id.is_address() {
         Some(facts.address())
     } else {
@@ -116,24 +115,6 @@ impl Clauses {
         self.0
             .iter()
             .all(|clause| clause.test.holds(clause.id, facts))
-    }
-
-    /// Walks the conditions that an attribute be exactly one text.
-    pub(super) fn anchors(&self) -> impl Iterator<Item = (AttributeId, &Arc<str>)> {
-        self.0.iter().filter_map(|clause| match &clause.test {
-            Test::One(Condition::Is(text)) if !clause.id.is_address() => Some((clause.id, text)),
-            _ => None,
-        })
-    }
-
-    /// Returns the network in which the client's address must be, if the rule names one.
-    pub(super) fn network(&self) -> Option<IpNet> {
-        self.0.iter().find_map(|clause| match &clause.test {
-            Test::One(Condition::Network(network)) if clause.id == AttributeId::IP => {
-                Some(network.trunc())
-            }
-            _ => None,
-        })
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Preview {
     pub seconds: f64,
     /// Requests in the sample.
     pub sampled: u64,
+    /// Whether those are enough for the shares to say something.
+    pub judged: bool,
     /// Of them, those that the rule would meet.
     pub matched: u64,
     /// Requests a second that the rule would meet.
@@ -57,11 +59,11 @@ pub struct Met {
 impl Preview {
     /// Returns whether the rule would meet so much of the normal traffic that somebody must insist.
     /// Rules that refuse nothing never do, be it for their action or because they are in shadow, and a
-    /// handful of requests says nothing.
+    /// handful of requests says nothing: see [`Self::judged`].
     pub fn needs_force(&self, rule: &Rule) -> bool {
         let acts = rule.mode == Mode::Enforce;
         let refuses = acts && !matches!(rule.action, Action::Allow | Action::Log);
-        refuses && self.sampled >= SAMPLED_MIN && self.share_of_normal > NORMAL_SHARE_MAX
+        refuses && self.judged && self.share_of_normal > NORMAL_SHARE_MAX
     }
 
     /// Tries a rule on what came lately. Its mode, `percent` and rate are left out of account: what is
@@ -97,6 +99,7 @@ impl Preview {
                 *tenants.entry(source).or_default() += request.weight;
             }
         });
+        preview.judged = preview.sampled >= SAMPLED_MIN;
         let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
         // One tick at least: what is gathered came before.
         let seconds = preview.seconds.max(0.1);
@@ -130,6 +133,8 @@ fn source_of(request: &RecentRequest<'_>, by: &[AttributeId], schema: &Schema) -
     by.iter().fold(Source::everybody(), |source, id| {
         match request.facts.text(*id) {
             Some(value) => source.with(schema.name(*id), &value),
+            // A value that is not kept is not an absent one.
+            None if request.facts.is_present(*id) => source,
             None => source.lacking(schema.name(*id)),
         }
     })
@@ -251,6 +256,54 @@ mod tests {
         assert!(!share(0.0).1 && share(10.0).1);
         // No surge: all of it was expected.
         near(share(1000.0).0, 0.75);
+    }
+
+    #[test]
+    fn a_secret_that_every_request_has_is_met_by_asking_whether_it_is_there() {
+        let (recent, key) = (Recent::new(1, 1), HashKey::from_seed(1));
+        let recorder = recent.recorder(0).unwrap();
+        for request in 0..30 {
+            let mut facts = RequestFacts::new(&key, "198.51.100.7".parse().unwrap());
+            if request % 3 > 0 {
+                facts.set_secret(AttributeId::INSTANCE, b"token");
+            }
+            recorder.note(&facts, &Verdict::Forward, b"", Instant::ZERO);
+        }
+        recent.gather(Instant::ZERO);
+        let share = |when| {
+            let preview = Preview::of(&rule(when, "block"), &recent, &schema(), Instant::ZERO);
+            preview.share_of_normal
+        };
+        for (when, expected) in [
+            ("{ instance: { present: true } }", 2.0 / 3.0),
+            ("{ instance: { present: false } }", 1.0 / 3.0),
+            ("{ instance: { not: { present: true } } }", 1.0 / 3.0),
+            ("{ instance: { not: { present: false } } }", 2.0 / 3.0),
+            ("{ app: { present: true } }", 0.0),
+            ("{ app: { present: false } }", 1.0),
+        ] {
+            assert!(
+                (share(when) - expected).abs() < 1e-9,
+                "{when}: {}",
+                share(when)
+            );
+        }
+    }
+
+    #[test]
+    fn of_a_handful_of_requests_it_is_said_that_nothing_can_be_said() {
+        let (recent, key) = (Recent::new(1, 1), HashKey::from_seed(1));
+        let recorder = recent.recorder(0).unwrap();
+        let everybody = rule("{ ip: 0.0.0.0/0 }", "block");
+        for requests in 1..=SAMPLED_MIN {
+            let facts = RequestFacts::new(&key, "198.51.100.7".parse().unwrap());
+            recorder.note(&facts, &Verdict::Forward, b"", Instant::ZERO);
+            recent.gather(Instant::ZERO);
+            let preview = Preview::of(&everybody, &recent, &schema(), Instant::ZERO);
+            assert_eq!(preview.sampled, requests);
+            assert_eq!(preview.judged, requests == SAMPLED_MIN);
+            assert_eq!(preview.needs_force(&everybody), preview.judged);
+        }
     }
 
     #[test]

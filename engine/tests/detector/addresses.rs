@@ -42,6 +42,32 @@ fn a_single_device_is_named_by_its_address_and_its_source_is_left_alone() {
     assert_eq!(world.ruled().len(), 1);
 }
 
+/// What the app's other clients send was shown as the one device's, and was missing among the others'.
+#[test]
+fn of_a_single_device_it_is_told_what_it_sends_and_not_what_its_app_does() {
+    let mut world = World::new(24);
+    let honest = devices(600, "3.1.0", "app-2", 1.0, &mut world);
+    world.background.extend(honest);
+    let one = devices(1, "3.1.0", "app-2", 3000.0, &mut world);
+    let address = one[0].address.to_string();
+    world.loads.push(load(one, BEGIN, BEGIN + 10.0));
+    world.run(BEGIN + 10.0);
+    assert_eq!(world.ruled(), [format!("ip={address}")]);
+    let mut timeline = world.detector.incidents()[0].timeline.iter();
+    let blocked = timeline.find(|moment| moment.what == Happening::Blocked);
+    let effect = blocked.and_then(|blocked| blocked.effect).unwrap();
+    let (source, others) = (effect.source, effect.others);
+    assert!(
+        (source.requests_per_second / 3000.0 - 1.0).abs() < 0.1,
+        "{effect:?}"
+    );
+    assert!(
+        (others.requests_per_second / 2600.0 - 1.0).abs() < 0.1,
+        "{effect:?}"
+    );
+    assert_eq!((source.refused_share, others.refused_share), (None, None));
+}
+
 #[test]
 fn two_devices_one_after_the_other_are_two_incidents() {
     let mut world = World::new(22);

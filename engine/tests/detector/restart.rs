@@ -111,24 +111,12 @@ fn what_is_no_snapshot_is_refused_with_its_reason() {
 /// A flood that is blocked when the process ends, `down` before the next one begins.
 fn carried(down: f64, carries: bool) -> (World, usize) {
     let mut world = World::new(55);
-    let at = |seconds: f64| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1e6 + seconds);
     let loopers = devices(1500, "4.1.0", "acme", 10.0, &mut world);
     world.loads.push(load(loopers, BEGIN, BEGIN + 60.0));
     world.source = Some(("chat-android", "4.1.0".to_owned(), "acme".to_owned()));
     world.run(BEGIN + 10.0);
     assert!(world.when(Happening::Blocked).is_some());
-    let now = Instant::from_secs_f64(BEGIN + 10.0);
-    let snapshot = world.detector.snapshot();
-    let kept = world.detector.carried(at(BEGIN + 10.0), now);
-    world.restart();
-    world
-        .detector
-        .restore(&snapshot)
-        .expect("a snapshot of ours");
-    let mut count = 0;
-    if carries {
-        count = world.detector.carry_on(kept, at(BEGIN + 10.0 + down), now);
-    }
+    let count = world.restart_later(down, carries);
     world.run(BEGIN + 10.3);
     (world, count)
 }
@@ -179,4 +167,47 @@ fn what_was_not_carried_or_is_long_ago_is_not_in_force() {
     assert!(in_force(&world).is_empty());
     let incidents = world.detector.incidents();
     assert!(!incidents.is_empty() && incidents.iter().all(|incident| !incident.active));
+    let last = incidents[0].timeline.last();
+    let why = last.and_then(|last| last.why.as_deref());
+    assert_eq!(why, Some("the tale is over"));
+}
+
+#[test]
+fn a_source_whose_rule_was_revoked_is_left_alone_after_a_restart_too() {
+    // The control: who does not know it acts within seconds.
+    for carries in [true, false] {
+        let mut world = World::new(56);
+        let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+        world.loads.push(load(loopers, BEGIN, BEGIN + 1000.0));
+        world.run(BEGIN + 8.0);
+        let now = Instant::from_secs_f64(world.now);
+        assert!(world.detector.revoke("detected-1", "alice: a test", now));
+        world.run(BEGIN + 9.0);
+        assert!(world.rules().is_empty());
+        world.restart_later(5.0, carries);
+        world.bad = Served::default();
+        world.run(BEGIN + 40.0);
+        assert_eq!(world.ruled().is_empty(), carries, "{:?}", world.events);
+        assert_eq!(world.bad.refused == 0, carries, "{:?}", world.bad);
+    }
+}
+
+#[test]
+fn a_rule_that_sleeps_wakes_after_a_restart_too() {
+    for carries in [true, false] {
+        let mut world = World::new(57);
+        let loopers = devices(500, "3.2.1", "acme", 10.0, &mut world);
+        world.loads.push(load(loopers.clone(), BEGIN, BEGIN + 10.0));
+        world.run(BEGIN + 50.0);
+        assert!(world.when(Happening::Released).is_some());
+        assert_eq!(world.restart_later(1.0, carries), 0);
+        world.run(BEGIN + 53.0);
+        world.loads.push(load(loopers, BEGIN + 53.0, BEGIN + 60.0));
+        world.run(BEGIN + 60.0);
+        let mut events = world.events.iter();
+        let throttled = events.find(|event| event.what == Happening::Throttled);
+        let why = throttled.expect("it is found in any case").why.as_deref();
+        let woke = Some("it is back before its rule was forgotten");
+        assert_eq!(why == woke, carries, "{:?}", world.events);
+    }
 }

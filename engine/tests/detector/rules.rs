@@ -150,7 +150,12 @@ fn loop_of_everybody(suffers: bool) -> World {
 fn what_cannot_be_localised_is_shared_out_while_the_upstream_suffers() {
     let mut world = loop_of_everybody(true);
     assert!(world.when(Happening::NotLocalisable).is_some());
-    assert!(world.when(Happening::Shared).is_some());
+    let mut events = world.events.iter();
+    let shared = events.find(|event| event.what == Happening::Shared);
+    let effect = shared.and_then(|shared| shared.effect).unwrap();
+    // Who shares is not blamed: all 12,000 a second are others, whatever service they go to.
+    assert!(effect.others.requests_per_second > 10_000.0, "{effect:?}");
+    assert!(effect.others.refused_share.is_some());
     let throttles = |rule: &tidegate_engine::rules::Rule| {
         matches!(rule.action, Action::Throttle { .. }) && rule.sparing.is_some()
     };

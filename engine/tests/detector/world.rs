@@ -196,6 +196,22 @@ impl World {
         self.events.clear();
     }
 
+    /// The same, `down` seconds later for the calendar: the new one has learnt what the old one had, and has
+    /// what was in force and what was said, too, where it `carries` that. Returns how many rules it has.
+    pub(crate) fn restart_later(&mut self, down: f64, carries: bool) -> usize {
+        let at = |seconds: f64| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1e6 + seconds);
+        let now = Instant::from_secs_f64(self.now);
+        let snapshot = self.detector.snapshot();
+        let kept = self.detector.carried(at(self.now), now);
+        self.restart();
+        self.detector.restore(&snapshot).unwrap();
+        if !carries {
+            return 0;
+        }
+        let wall = at(self.now + down);
+        self.detector.carry_on(kept, "the tale is over", wall, now)
+    }
+
     /// Lets time pass until `until`, in seconds.
     pub(crate) fn run(&mut self, until: f64) {
         let clients = std::mem::take(&mut self.background);
