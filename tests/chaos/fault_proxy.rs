@@ -116,7 +116,9 @@ async fn listen(address: SocketAddr, behind: SocketAddr, mut faults: watch::Rece
             let stream = tokio::select! {
                 accepted = open.accept() => accepted,
                 refuse = changes.wait_for(|fault| *fault == Fault::Refuse) => {
-                    drop(refuse);
+                    if refuse.is_err() {
+                        return;
+                    }
                     break;
                 }
             };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::outcomes::Outcomes;
+use crate::outcomes::{End, Outcomes};
 use crate::proxy::Proxy;
 
 /// How often a process is looked at.
@@ -52,6 +52,11 @@ impl Stage {
             after: Duration::from_secs_f64(after),
             rounds,
         }
+    }
+
+    /// Returns the rounds, counted from 0.
+    pub(crate) fn rounds(&self) -> std::ops::Range<u32> {
+        0..self.rounds
     }
 
     /// Returns when all is over.
@@ -114,8 +119,20 @@ impl Stage {
     /// Returns the median over the rounds of the 99th percentile in a phase. The median: what other
     /// programs do in one round does not decide.
     pub(crate) fn p99(&self, outcomes: &Outcomes, phase: Phase) -> Duration {
+        self.percentile(outcomes, phase, 0.99, End::is_good)
+    }
+
+    /// Returns the same of another percentile of those that ended so.
+    pub(crate) fn percentile(
+        &self,
+        outcomes: &Outcomes,
+        phase: Phase,
+        share: f64,
+        is: impl Fn(End) -> bool,
+    ) -> Duration {
         let parts = self.cut(outcomes, phase);
-        median(parts.iter().map(Outcomes::p99).collect())
+        let times = parts.iter().map(|part| part.percentile(share, &is));
+        median(times.collect())
     }
 
     /// Returns how long after the fault's end all was well again, in the worst round.

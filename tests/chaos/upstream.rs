@@ -1,5 +1,5 @@
-//! An upstream with a known capacity: places that each serve one request in a fixed time, so that the
-//! knee is places ÷ time. What finds no free place waits, even after its client has given up, as in
+//! An upstream with a known capacity: places that each serve one request in a known time on average, so
+//! that the knee is places ÷ time. What finds no free place waits, even after its client has given up, as in
 //! most servers. An answer's body is the request's target, so that nobody's answer can be taken for
 //! another's.
 //!
@@ -30,12 +30,16 @@ const LARGE_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// How many bytes come in `?do=drip`, one a second.
 const DRIPPED_BYTES: usize = 60;
 
+/// The golden ratio's fraction: its multiples' fractions are spread as evenly as can be.
+const GOLDEN: f64 = 0.618_033_988_749_895;
+
 /// How much an upstream can do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capacity {
     /// Requests served at a time.
     pub(crate) places: usize,
-    /// How long each takes.
+    /// How long each takes on average. It takes from half to one and a half of this: places that all
+    /// took the same would go in step, and whoever waits would wait for all of them.
     pub(crate) service_time: Duration,
 }
 
@@ -72,6 +76,7 @@ struct Desk {
     /// After so many requests a connection is closed when the next one has come.
     requests_per_connection: usize,
     arrived: Arc<AtomicU64>,
+    worked: AtomicU64,
 }
 
 impl Upstream {
@@ -92,6 +97,7 @@ impl Upstream {
             frozen: is_frozen,
             requests_per_connection,
             arrived: Arc::clone(&arrived),
+            worked: AtomicU64::new(0),
         });
         let thread = Background::start("upstream", move || {
             tokio::task::spawn_local(listen(listener, desk));
@@ -243,14 +249,6 @@ async fn skip_body(
 }
 
 impl Desk {
-    /// Returns how many times the mean the next request takes: from half to one and a half, in an order
-    /// that favours nobody. Were all alike, those that began together would end together for ever.
-    fn unlike_the_last(&self) -> f64 {
-        let number = self.arrived.load(Ordering::Relaxed);
-        // The golden ratio spreads evenly (H. Weyl, 1916).
-        0.5 + (number as f64 * 0.618_033_988_749_895).fract()
-    }
-
     /// Waits for a place and is busy in it.
     async fn work(&self, request: &Request) {
         let mut frozen = self.frozen.clone();
@@ -261,7 +259,10 @@ impl Desk {
         drop(is_free.await);
         if !self.service_time.is_zero() {
             let place = self.places.acquire().await;
-            sleep(self.service_time.mul_f64(self.unlike_the_last())).await;
+            let number = self.worked.fetch_add(1, Ordering::Relaxed);
+            // Evenly spread, and the same in each run.
+            let share = 0.5 + (number as f64 * GOLDEN).fract();
+            sleep(self.service_time.mul_f64(share)).await;
             drop(place);
         }
     }

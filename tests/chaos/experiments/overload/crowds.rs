@@ -94,7 +94,7 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
     let stage = || {
         scale.pick(
             Stage::short([0.4, 2.0, 0.4]),
-            Stage::full(1, [2.0, 6.0, 2.0]),
+            Stage::full(1, [1.0, 5.0, 1.0]),
         )
     };
     let off = "{ mode: off }";
@@ -140,7 +140,7 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
 fn detected(table: &mut Table) {
     let upstream = Upstream::start(Capacity::PLENTY);
     let proxy = start(&upstream, "rules: []\n", "{ mode: auto, warmup: 5s }");
-    let stage = Stage::full(1, [12.0, 10.0, 1.0]);
+    let stage = Stage::full(1, [12.0, 8.0, 0.5]);
     let (begins, ends) = stage.phase(0, Phase::During);
     let mut blocked = None;
     let (innocents, broken) = std::thread::scope(|scope| {

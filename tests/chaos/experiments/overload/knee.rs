@@ -64,7 +64,7 @@ impl Beyond {
         let proxy = Proxy::start(Setup::of(vec![service]));
         let stage = scale.pick(
             Stage::short([0.8, 2.0, 1.5]),
-            Stage::full(1, [4.0, 8.0, 7.0]),
+            Stage::full(1, [4.0, 6.0, 6.0]),
         );
         let knee = capacity.per_second();
         let get = |per_second| {

@@ -124,7 +124,7 @@ pub(crate) fn u7(scale: Scale, table: &mut Table) {
     let upstream = Upstream::closing_after(Capacity::PLENTY, 20);
     let chat = Service::new("chat", "/chat/", upstream.address);
     let proxy = Proxy::start(Setup::of(vec![chat]));
-    let lasts = Duration::from_secs(scale.pick(1, 8));
+    let lasts = Duration::from_secs(scale.pick(1, 6));
     let rate = scale.pick(200.0, 1000.0);
     let run =
         |method: &'static str| {
@@ -242,7 +242,7 @@ pub(crate) fn u9(scale: Scale, table: &mut Table) {
     ] {
         let stage = scale.pick(
             Stage::short([0.2, 0.4, 2.2]),
-            Stage::full(1, [1.0, 1.5, 2.5]),
+            Stage::full(1, [0.5, 1.0, 2.0]),
         );
         let clients = Load::get(proxy.address, "/chat/session", 50.0).lasting(stage.ends());
         let clients = clients.start(stage.began);

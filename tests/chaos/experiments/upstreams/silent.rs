@@ -34,7 +34,7 @@ pub(crate) fn u1(scale: Scale, table: &mut Table) {
     let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
     let stage = scale.pick(
         Stage::short([0.5, 1.5, 1.6]),
-        Stage::full(4, [3.0, 3.0, 2.0]),
+        Stage::full(4, [2.5, 2.5, 2.0]),
     );
     let witness = Witness::of(&proxy, &stage);
     let chat = Load::get(proxy.address, "/chat/session", scale.pick(150.0, 1200.0));
@@ -52,11 +52,11 @@ pub(crate) fn u1(scale: Scale, table: &mut Table) {
 
     let [before, during, after] = stage.phases_of(&chat);
     let in_words = |end| matches!(end, End::Status(200 | 503 | 504));
-    let unheard = during.len() - during.count(in_words);
+    let unheard = chat.len() - chat.count(in_words);
     table.add(
         Figure::fact("chat is answered, 503 or 504", "all")
             .phases(before.ends(), during.ends(), after.ends())
-            .held(unheard == 0 && before.errors() == 0 && during.errors() > 0),
+            .held(unheard == 0 && during.errors() > 0),
     );
     let late = during.percentile(1.0, |end| end == End::Status(504));
     table.add(
@@ -64,7 +64,7 @@ pub(crate) fn u1(scale: Scale, table: &mut Table) {
             .during(ms(late))
             .held(late <= Duration::from_millis(1200)),
     );
-    let refused = during.percentile(0.99, |end| end == End::Status(503));
+    let refused = stage.percentile(&chat, Phase::During, 0.99, |end| end == End::Status(503));
     table.add(
         Figure::time("503 within, p99", "<= 5 ms")
             .during(ms(refused))
@@ -170,13 +170,16 @@ pub(crate) fn u2(scale: Scale, table: &mut Table) {
         .start(std::time::Instant::now())
         .outcomes();
     table.add(
-        Figure::fact("posts that nobody reads", "504, all")
+        Figure::fact("posts that nobody reads", "504; 503 beyond 8 at a time")
             .during(uploads.ends())
             .control(
                 format_args!("where they are read: {}", whole.ends()),
                 whole.errors() == 0,
             )
-            .held(uploads.count(|end| end == End::Status(504)) == uploads.len()),
+            .held(
+                uploads.count(|end| matches!(end, End::Status(503 | 504))) == uploads.len()
+                    && uploads.count(|end| end == End::Status(504)) > 0,
+            ),
     );
     let growth = seen.growth(&stage, 0);
     let bound = WAITING_BYTES_MAX * posts as u64 + MEMORY_NOISE_BYTES;
@@ -257,14 +260,14 @@ pub(crate) fn u4(scale: Scale, table: &mut Table) {
 /// U5: answers of one byte a second, and clients that read nothing, cost little each and others
 /// nothing.
 pub(crate) fn u5(scale: Scale, table: &mut Table) {
-    let each = scale.pick(40_u32, 450);
+    let each = scale.pick(40_u32, 250);
     let neighbours = Neighbours::start();
     let upstream = Upstream::start(Capacity::PLENTY);
     let chat = Service::new("chat", "/chat/", upstream.address).idle_for(scale.pick("2s", "8s"));
     let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
     let stage = scale.pick(
         Stage::short([1.0, 3.0, 0.5]),
-        Stage::full(1, [6.0, 16.0, 2.0]),
+        Stage::full(1, [5.0, 15.5, 1.5]),
     );
     let witness = Witness::of(&proxy, &stage);
     let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 200.0));
@@ -278,7 +281,7 @@ pub(crate) fn u5(scale: Scale, table: &mut Table) {
                 let wish = if number < each { "drip" } else { "large" };
                 held.push(ask_and_read_nothing(proxy.address, wish));
                 // Gently: the upstream of this test must not be what takes the processors.
-                std::thread::sleep(Duration::from_millis(scale.pick(5, 6)));
+                std::thread::sleep(Duration::from_millis(scale.pick(5, 12)));
             }
             // Workers say ten times a second how many there are.
             std::thread::sleep(Duration::from_millis(200));
