@@ -146,6 +146,7 @@ impl Control {
         metrics
             .policy_published_timestamp_seconds
             .set(unix_seconds(now));
+        tell::begin_counting(&control.parts.metrics);
         // What was in force before a restart is so from the first request on.
         control.publish();
         control
@@ -264,6 +265,7 @@ impl Control {
     /// Tells people what happened: the log, the metrics, and whoever listens.
     fn tell(&mut self, event: &Event) {
         tell::log(event);
+        tell::count(event, &self.parts.metrics);
         if event.what == Happening::Throttled
             && let Some(incident) = self
                 .incidents()

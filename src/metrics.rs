@@ -133,6 +133,8 @@ pub struct Metrics {
     pub incident_active: IntGauge,
     /// From the start of a surge to the first rule.
     pub incident_time_to_rule_seconds: Histogram,
+    /// Detected rules that refused more normal traffic than they promised, by what became of them.
+    pub detected_rules_corrected_total: IntCounterVec,
     /// Unix time of the policy in force.
     pub policy_published_timestamp_seconds: Gauge,
     /// Reloads that were refused.
@@ -356,6 +358,11 @@ impl Metrics {
                 "tidegate_incident_time_to_rule_seconds",
                 "Seconds from the start of a surge to the first rule of its incident.",
                 &[0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0],
+            ),
+            detected_rules_corrected_total: counters(
+                "tidegate_detected_rules_corrected_total",
+                "Detected rules that refused more normal traffic than promised: narrowed, or withdrawn.",
+                &["what"],
             ),
             policy_published_timestamp_seconds: real(
                 "tidegate_policy_published_timestamp_seconds",

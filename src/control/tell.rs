@@ -1,10 +1,31 @@
-//! Puts the detector's events into words for the log.
+//! Puts the detector's events into words for the log, and counts those by which a rule was corrected.
 
 use tidegate_engine::detect::{Event, Evidence, Happening};
 use tidegate_engine::source::Source;
 
+use crate::metrics::Metrics;
+
 /// The most refused candidates in one line; all of them stand in the incident.
 const REJECTED_SHOWN: usize = 4;
+
+/// Makes the series of corrected rules, at zero: of a series that begins at 1 no alert sees the increase.
+pub(super) fn begin_counting(metrics: &Metrics) {
+    for what in ["narrowed", "withdrawn"] {
+        let series = &metrics.detected_rules_corrected_total;
+        series.with_label_values(&[what]).inc_by(0);
+    }
+}
+
+/// Counts an event by which a rule was corrected that had not kept its promise.
+pub(super) fn count(event: &Event, metrics: &Metrics) {
+    let what = match event.what {
+        Happening::Narrowed => "narrowed",
+        Happening::Withdrawn => "withdrawn",
+        _ => return,
+    };
+    let series = &metrics.detected_rules_corrected_total;
+    series.with_label_values(&[what]).inc();
+}
 
 /// Logs an event with its evidence: what a person must look at as a warning, the rest as news.
 pub(super) fn log(event: &Event) {
@@ -101,4 +122,45 @@ fn rejected(evidence: &Evidence) -> String {
 
 fn hundredths(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_engine::detect::IncidentId;
+    use tidegate_engine::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn rules_that_did_not_keep_their_promise_are_counted_from_zero() {
+        let metrics = Metrics::new();
+        begin_counting(&metrics);
+        let name = "tidegate_detected_rules_corrected_total";
+        let shown = |what: &str, count| {
+            let line = format!("{name}{{what=\"{what}\"}} {count}");
+            let text = String::from_utf8(metrics.text()).unwrap();
+            text.lines().any(|shown| shown == line)
+        };
+        assert!(shown("narrowed", 0) && shown("withdrawn", 0));
+        for what in [
+            Happening::Throttled,
+            Happening::Narrowed,
+            Happening::Withdrawn,
+            Happening::Narrowed,
+            Happening::Revoked,
+        ] {
+            let event = Event {
+                incident: IncidentId(1),
+                what,
+                at: Instant::ZERO,
+                source: None,
+                rule: None,
+                evidence: Evidence::default(),
+                why: None,
+                effect: None,
+            };
+            count(&event, &metrics);
+        }
+        assert!(shown("narrowed", 2) && shown("withdrawn", 1));
+    }
 }
