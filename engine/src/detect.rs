@@ -27,6 +27,7 @@ mod act;
 mod blame;
 mod carried;
 mod effect;
+mod found;
 mod gate;
 mod growth;
 mod incident;

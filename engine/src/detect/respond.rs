@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::act::{Measure, Opinion, Stage};
+use super::act::{Measure, Stage};
 use super::blame::Cause;
-use super::gate::floor_of;
+use super::found::Found;
 use super::incident::{Evidence, Happening, RejectedCandidate};
 use super::nature::{Finding, Judge, Nature};
 use super::pattern::{ABSENT, Literal, Pattern};
@@ -14,29 +14,14 @@ use super::usual::Length;
 use super::watch::{Considered, PATIENCE, Suspicion, look_back};
 use super::window::SECOND;
 use super::{DetectionMode, Detector, Stress, act};
-use crate::rules::Mode;
 use crate::source::Source;
 use crate::time::Instant;
 
 /// Share of a cause's excess from which on a single address is the cause.
 const SINGLE_ADDRESS_MIN: f64 = 0.8;
 
-/// A source under a rule is calm at the latest when it offers less than this share of the excess
-/// that it was found with.
-const FLOOR_SHARE: f64 = 0.5;
-
 /// Share of a source's excess from which on a service has a say in what is done about it.
 const SAY_MIN: f64 = 0.2;
-
-/// A cause that is to be acted upon.
-struct Found {
-    cause: Cause,
-    source: Source,
-    services: Vec<Arc<str>>,
-    address: Option<IpAddr>,
-    shares: bool,
-    nature: Nature,
-}
 
 impl Detector {
     /// Judges the clients of a source in a surge that began at `began`.
@@ -384,112 +369,6 @@ impl Detector {
             pattern: cause.pattern.clone(),
         };
         Some((address, narrowed))
-    }
-
-    fn throttle(
-        &mut self,
-        suspicion: &mut Suspicion,
-        found: Found,
-        evidence: Evidence,
-        now: Instant,
-    ) {
-        let Found {
-            cause,
-            source,
-            services,
-            address,
-            shares,
-            nature,
-        } = found;
-        let incident = suspicion
-            .incident
-            .take()
-            .unwrap_or_else(|| self.incidents.open(suspicion.began, evidence.clone(), now));
-        let name = act::name_of(incident);
-        let who = cause.pattern.who(&self.columns);
-        let held = if shares {
-            0.0
-        } else {
-            self.unheld(&cause.pattern)
-        };
-        // Of the whole source: whom a rule for a part of it spares comes by here, too.
-        let all_expected = match address {
-            Some(_) => cause.expected,
-            None => self.reference.expected_of_pattern(&cause.pattern),
-        };
-        self.past.supersede(&source);
-        let measure = Measure {
-            incident,
-            name: name.clone(),
-            pattern: cause.pattern,
-            services,
-            said: None,
-            address,
-            shares,
-            made: now,
-            began: suspicion.began,
-            source: source.clone(),
-            nature,
-            opinion: Opinion::new(nature, now),
-            expected: cause.expected,
-            held,
-            floor: floor_of(self.reference.level(), self.spec.floor_per_second)
-                .min((cause.observed - cause.expected) * FLOOR_SHARE)
-                .max(act::THROTTLE_MIN),
-            upper_bound: self.reference.upper_bound(all_expected),
-            collateral: cause.collateral,
-            usual_per_instance: self.usual_per_instance(&who),
-            observed: cause.observed,
-            offered: cause.observed,
-            ttl: self.past.ttl(&source, now),
-            stage: Stage::Throttle,
-            ramped: 0,
-            eased: false,
-            pure_since: None,
-            calm_since: None,
-            renewed: now,
-        };
-        let what = match measure.mode(&self.spec) {
-            Mode::Shadow => Happening::Suggested,
-            Mode::Enforce if shares => Happening::Shared,
-            Mode::Enforce => Happening::Throttled,
-        };
-        self.measures.push(measure);
-        self.forget_strangers(suspicion.began);
-        self.incidents.update(incident, |incident| {
-            incident.source = Some(source);
-            incident.nature = Some(nature);
-            incident.rule = Some(name);
-            incident.evidence = evidence;
-        });
-        self.incidents.happen(incident, what, now);
-    }
-
-    /// Tells people once, and again only when what could not be explained turns out to be a crowd or
-    /// somebody who is left alone.
-    pub(super) fn tell(
-        &mut self,
-        suspicion: &mut Suspicion,
-        what: Happening,
-        nature: Nature,
-        source: Option<Source>,
-        evidence: Evidence,
-        now: Instant,
-    ) {
-        let Some(incident) = suspicion.incident else {
-            return;
-        };
-        let is_final = |told| matches!(told, Happening::Crowd | Happening::LeftAlone);
-        if suspicion.told == Some(what) || suspicion.told.is_some_and(is_final) {
-            return;
-        }
-        suspicion.told = Some(what);
-        self.incidents.update(incident, |incident| {
-            incident.source = source;
-            incident.nature = Some(nature);
-            incident.evidence = evidence;
-        });
-        self.incidents.happen(incident, what, now);
     }
 }
 
