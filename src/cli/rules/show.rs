@@ -61,6 +61,11 @@ pub(super) fn preview_text(tried: &Value) -> String {
         real(&preview["seconds"]),
         preview["sampled"],
     )];
+    if preview["judged"] == false {
+        let text = "these are too few requests to judge by: whether it would meet too much of the normal traffic is not \
+                    known";
+        lines.push(text.to_owned());
+    }
     for (list, what) in [("sources", "sources"), ("tenants", "tenants")] {
         let met = preview[list].as_array().cloned().unwrap_or_default();
         if met.is_empty() {
