@@ -1,0 +1,180 @@
+//! A request's body on its way to the upstream: held to its pace, its length and its lane.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{BodyError, BodyFault, BodyProgress, Patience, without_forbidden_trailers};
+use crate::request::accept::READ_BUFFER_BYTES;
+use crate::service::{Lane, Waiting};
+use crate::settings::Bodies;
+
+/// A request's body on its way to the upstream.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// There is none.
+    Empty,
+    /// Streamed from the client.
+    Streamed(Box<StreamedBody>),
+}
+
+/// A body that is streamed from the client.
+#[derive(Debug)]
+pub(crate) struct StreamedBody {
+    incoming: Incoming,
+    patience: Patience,
+    /// Bytes since the deadline was put off last. Whoever drips puts nothing off.
+    fresh_bytes: u64,
+    bytes: u64,
+    limits: Bodies,
+    /// For a place among the large bodies.
+    waiting: Option<Waiting>,
+    progress: Rc<BodyProgress>,
+}
+
+/// The slowest that a body may be over `idle_timeout`, in bytes a second. A 2G modem is ten times as
+/// fast.
+const BODY_RATE_MIN: f64 = 240.0;
+
+impl StreamedBody {
+    /// Takes note of bytes that came.
+    fn received(&mut self, bytes: u64) {
+        self.progress.frames.set(self.progress.frames.get() + 1);
+        self.bytes += bytes;
+        self.fresh_bytes += bytes;
+        let enough = BODY_RATE_MIN * self.patience.limit.as_secs_f64();
+        if self.fresh_bytes as f64 >= enough || self.incoming.is_end_stream() {
+            self.fresh_bytes = 0;
+            self.patience.progress();
+        }
+    }
+
+    /// Sees to it that a body which turned out large is among the large ones before more of it is read.
+    /// Ready with false: there is no room.
+    fn poll_lane(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut place = self.progress.place.borrow_mut();
+        let Some(place) = place.as_mut().filter(|place| place.lane() == Lane::Normal) else {
+            return Poll::Ready(true);
+        };
+        if self.bytes <= self.limits.large {
+            return Poll::Ready(true);
+        }
+        if let Some(waiting) = &mut self.waiting {
+            let moved = ready!(place.poll_move(waiting, cx));
+            self.waiting = None;
+            return Poll::Ready(moved);
+        }
+        if place.move_to_large() {
+            return Poll::Ready(true);
+        }
+        let Some(waiting) = place.wait_for_large(READ_BUFFER_BYTES as u64) else {
+            return Poll::Ready(false);
+        };
+        self.patience.progress();
+        let waiting = self.waiting.insert(waiting);
+        let moved = ready!(place.poll_move(waiting, cx));
+        self.waiting = None;
+        Poll::Ready(moved)
+    }
+}
+
+impl Drop for StreamedBody {
+    fn drop(&mut self) {
+        self.progress.end();
+    }
+}
+
+impl RequestBody {
+    /// Streams a client's body; it may make no progress for `idle_timeout`.
+    pub(crate) fn new(
+        incoming: Incoming,
+        limits: Bodies,
+        idle_timeout: Duration,
+        progress: &Rc<BodyProgress>,
+    ) -> Self {
+        if incoming.is_end_stream() {
+            progress.is_done.set(true);
+            return Self::Empty;
+        }
+        let patience = Patience::new(idle_timeout);
+        Self::Streamed(Box::new(StreamedBody {
+            incoming,
+            patience,
+            fresh_bytes: 0,
+            bytes: 0,
+            limits,
+            waiting: None,
+            progress: Rc::clone(progress),
+        }))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self::Streamed(body) = self.get_mut() else {
+            return Poll::Ready(None);
+        };
+        match body.poll_lane(cx) {
+            Poll::Ready(true) => {}
+            Poll::Ready(false) => return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom),
+            Poll::Pending => {
+                ready!(body.patience.poll_exhausted(cx));
+                return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom);
+            }
+        }
+        match Pin::new(&mut body.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                body.received(frame.data_ref().map_or(0, Bytes::len) as u64);
+                if body.bytes > body.limits.max {
+                    let error = BodyError::TooLarge(body.limits.max);
+                    return body.progress.fail(BodyFault::TooLarge, error);
+                }
+                // Nobody asks again after the last byte of an announced length.
+                if body.incoming.is_end_stream() {
+                    body.progress.is_done.set(true);
+                    body.progress.end();
+                }
+                Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let error = BodyError::Broken(error);
+                body.progress.fail(BodyFault::Broken, error)
+            }
+            Poll::Ready(None) => {
+                body.progress.is_done.set(true);
+                body.progress.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(body.patience.poll_exhausted(cx));
+                let error = BodyError::Stalled(body.patience.limit);
+                body.progress.fail(BodyFault::Stalled, error)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streamed(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streamed(body) => body.incoming.size_hint(),
+        }
+    }
+}
