@@ -139,7 +139,7 @@ pub(crate) fn m5(scale: Scale, table: &mut Table) {
     let [before, during, after] = stage.phases_of(&small);
     let controlled = control_stage.all(&control, Phase::During);
     table.add(
-        Figure::fact(
+        Figure::not_yet(
             "errors of small calls beside 32 slow uploads in 32 places",
             0,
         )
