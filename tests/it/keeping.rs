@@ -167,12 +167,12 @@ fn killed(times: u32) {
             assert!(!log.contains(word), "round {round}: {log}");
         }
     }
-    let left: Vec<_> = fs::read_dir(process.folder.path().join("state"))
-        .expect("a state folder")
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.contains("draft") || name.contains("unusable"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    // The process that lives may be writing just now.
+    eventually("no draft and nothing unusable is left", || {
+        let state = fs::read_dir(process.folder.path().join("state")).expect("a state folder");
+        let mut names = state.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        !names.any(|name| name.contains("draft") || name.contains("unusable"))
+    });
     let kept = kept.len();
     println!("{kept} of {asked} changes were answered as kept, in {times} lives");
     // Of a few lives on a busy machine all may be too short for a change.
