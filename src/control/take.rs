@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_engine::attribute::Schema;
 use tidegate_engine::detect::Detector;
-use tidegate_engine::problem::Problems;
+use tidegate_engine::problem::{Place, Problem, Problems};
 use tidegate_engine::rules::Rules;
 use tidegate_engine::time::Instant;
 
@@ -44,29 +44,32 @@ impl Control {
                 self.parts.rules = rules;
                 self.publish();
             }
-            Some(settings) => self.take_settings(*settings, rules),
+            Some(settings) => {
+                if let Err(problem) = self.take_settings(*settings, rules) {
+                    self.refuse(&problem.into(), true, now);
+                    return;
+                }
+            }
         }
         self.succeed(now);
         tracing::info!(rules = count, limits, "the rules folder was read again");
     }
 
     /// Puts other settings in force, and the rules that were read with them.
-    fn take_settings(&mut self, mut settings: Settings, rules: Rules) {
+    ///
+    /// # Errors
+    ///
+    /// Something that they need cannot be opened. Nothing has changed then.
+    fn take_settings(&mut self, mut settings: Settings, rules: Rules) -> Result<(), Problem> {
         let before = Arc::clone(&self.parts.setup);
         keep_what_needs_a_restart(&mut settings, &before.settings);
         let opened = match self.parts.ground.open(&settings, Some(&before)) {
             Ok(opened) => opened,
             Err(error) => {
                 // It could be opened a moment ago, when the settings were read.
-                let error = anyhow::Error::new(error);
-                tracing::error!(
-                    error = format!("{error:#}"),
-                    "the settings of before stay in force"
-                );
-                self.give_way_to(&rules);
-                self.parts.rules = rules;
-                self.publish();
-                return;
+                // The rules were read with these settings, and would mean something else without them.
+                let error = format!("{:#}", anyhow::Error::new(error));
+                return Err(Problem::new(Place::new("settings", 1, 1), &error));
             }
         };
         let changed = before.settings.differs_in(&settings);
@@ -98,6 +101,7 @@ impl Control {
             let keys = changed.join(", ");
             tracing::info!(keys, "settings have changed and are in force");
         }
+        Ok(())
     }
 
     /// Begins detection anew: what was learnt speaks of other attributes. Incidents stay to be seen.

@@ -175,9 +175,8 @@ fn killed(times: u32) {
     });
     let kept = kept.len();
     println!("{kept} of {asked} changes were answered as kept, in {times} lives");
-    // Of a few lives on a busy machine all may be too short for a change.
     assert!(
-        times < 100 || kept >= times as usize / 4,
+        kept >= times as usize / 4,
         "{kept} changes in {times} lives"
     );
 }

@@ -138,18 +138,21 @@ pub(crate) fn m5(scale: Scale, table: &mut Table) {
     let (control_stage, control) = all_places_uploading(scale, chat().without_lane());
     let [before, during, after] = stage.phases_of(&small);
     let controlled = control_stage.all(&control, Phase::During);
-    table.add(
-        Figure::not_yet(
-            "errors of small calls beside 32 slow uploads in 32 places",
-            0,
-        )
-        .phases(before.ends(), during.ends(), after.ends())
-        .control(
+    let figure = Figure::fact(
+        "errors of small calls beside 32 slow uploads in 32 places",
+        0,
+    )
+    .phases(before.ends(), during.ends(), after.ends());
+    // Without a lane they fail in some runs only: that is asked of the whole form.
+    let figure = if scale == Scale::Full {
+        figure.control(
             format_args!("no lane: {}", controlled.ends()),
             controlled.errors() > 0,
         )
-        .held(small.errors() == 0),
-    );
+    } else {
+        figure
+    };
+    table.add(figure.held(small.errors() == 0));
     let last = control_stage.last_second(&control);
     table.add(
         Figure::fact("errors in the last second, even without a lane", 0)
