@@ -17,6 +17,7 @@ pub mod endpoint_board;
 mod faults;
 pub mod handover;
 pub mod metrics;
+mod outlet;
 pub mod overload;
 pub mod reload;
 pub mod request;

@@ -21,6 +21,7 @@ mod resolve;
 mod retry_budget;
 mod seat;
 mod series;
+mod stream;
 mod tls;
 mod window;
 

@@ -66,6 +66,7 @@ struct SlowFlow {
     deficit: i64,
     visited: bool,
     since: Instant,
+    overrun_until: Instant,
 }
 
 /// All waiters in one list, in the order they came; every question is answered by walking it. What a
@@ -149,7 +150,19 @@ impl Slow {
             since: now,
             ..SlowFlow::default()
         };
-        self.flows.entry(waiter.flow).or_insert(fresh);
+        let flow = self.flows.entry(waiter.flow).or_insert(fresh);
+        if now < flow.overrun_until {
+            let own = self.of(waiter.flow);
+            let spare = own.len().saturating_sub(2);
+            let late = own.iter().take(spare);
+            let late = late.filter(|w| now.since(w.arrived) > Duration::from_millis(1));
+            evicted = late.map(|w| w.item).collect();
+            for item in &evicted {
+                self.drop_item(*item, now);
+                let flow = self.flows.entry(waiter.flow).or_default();
+                flow.overrun_until = now + Duration::from_millis(100);
+            }
+        }
         while self.waiters.len() + self.aged.len() >= self.bounds.count
             || self.bytes() + waiter.bytes > self.bounds.bytes
         {
@@ -168,6 +181,13 @@ impl Slow {
                     (share, u32::MAX - oldest)
                 };
                 let flow = *all.iter().max_by_key(largest).expect("one comes");
+                let standing = Duration::from_millis(100);
+                if self.ring.contains(&flow)
+                    && let Some(flow) = self.flows.get_mut(&flow)
+                    && (now.since(flow.since) > standing || now < flow.overrun_until)
+                {
+                    flow.overrun_until = now + standing;
+                }
                 match self.of(flow).first() {
                     Some(first) => first.item,
                     None => return Err(evicted),
@@ -437,6 +457,47 @@ fn a_flow_is_served_oldest_first_until_its_queue_stands() {
     now = now + Duration::from_millis(1);
     assert_eq!(queue.pop(now), Some(9));
     assert_eq!(queue.pop(now), Some(8));
+}
+
+/// A queue that is full and stands throws out who will not be served, and keeps three for places to come.
+#[test]
+fn an_overrun_flow_tells_its_oldest_at_once() {
+    let mut queue = FairQueue::new(bounds(100, 8));
+    let waiting_after = |queue: &mut FairQueue<u64>, now: Instant, step: Duration| {
+        let mut longest = Duration::ZERO;
+        for at in 0..2_000 {
+            let now = now + step * at;
+            let came = now.as_nanos();
+            let pushed = queue.push(1, 1, now, came, |came| {
+                longest = longest.max(now.since(Instant::from_nanos(came)));
+            });
+            assert!(pushed.is_ok());
+        }
+        longest
+    };
+    let step = Duration::from_micros(100);
+    let begins = Instant::from_secs_f64(1.0);
+    waiting_after(&mut queue, begins, step);
+    // It has stood for longer than 100 ms, and was thrown out of: from now on nobody waits for nothing.
+    let later = begins + step * 2_000;
+    let longest = waiting_after(&mut queue, later, step);
+    assert!(
+        longest <= Duration::from_millis(1) + 2 * step,
+        "{longest:?}"
+    );
+    assert!((10..=12).contains(&queue.len()), "{}", queue.len());
+    // Few who come seldom are kept for longer: somebody must be there when a place comes free.
+    let seldom = Duration::from_millis(50);
+    waiting_after(&mut queue, later + step * 2_000, seldom);
+    assert_eq!(queue.len(), 3);
+    // Once it has not had to make room for a while, it is a flow as any other.
+    let now = later + Duration::from_mins(2);
+    while queue.pop(now).or_else(|| queue.expire(now)).is_some() {}
+    for item in 0..100 {
+        queue
+            .push(1, 1, now + step * item, 0, |_| panic!("there is room"))
+            .unwrap();
+    }
 }
 
 /// Two flows that never cease, one ten times as slow: each gets the same time of the one place.

@@ -29,8 +29,8 @@ use super::worker::Workbench;
 /// The pause after an accept that failed for want of something (descriptors, memory), so that the
 /// loop does not spin while there is none.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The most that hyper buffers of what a client sends ahead, in bytes.
-pub(crate) const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// The most that hyper buffers of what a client sends ahead, in bytes: no more than a head needs.
+pub(crate) const READ_BUFFER_BYTES: usize = HEAD_BYTES_MAX;
 /// What a client reads for which there is no room.
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\n\
     content-length: 0\r\nconnection: close\r\n\r\n";

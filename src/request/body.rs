@@ -325,6 +325,11 @@ impl Body for ReplyBody {
         if let Some(error) = reply.failed.take() {
             return Poll::Ready(Some(Err(error)));
         }
+        if observation.poll_client(cx).is_pending() {
+            // It is not the upstream who lets nothing move.
+            reply.patience.progress();
+            return Poll::Pending;
+        }
         match reply.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 reply.patience.progress();

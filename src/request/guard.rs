@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::alarm::Alarm;
+use crate::outlet::Outlet;
 
 /// How long a new connection may send nothing.
 pub(crate) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +75,8 @@ pub(crate) struct ConnectionState {
     pub(crate) timed_out: Cell<bool>,
     /// How long the client may take nothing of its answer.
     write_timeout: Cell<Duration>,
+    /// Whether the client takes its answer.
+    pub(crate) outlet: Outlet,
 }
 
 impl ConnectionState {
@@ -88,6 +91,7 @@ impl ConnectionState {
             linger: Cell::new(false),
             timed_out: Cell::new(false),
             write_timeout: Cell::new(WRITE_TIMEOUT),
+            outlet: Outlet::default(),
         })
     }
 
@@ -276,6 +280,7 @@ impl<S> Guard<S> {
         cx: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        self.state.outlet.wrote(result.is_ready());
         if result.is_ready() {
             self.write_until = None;
             return result;

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -251,6 +252,11 @@ impl Observation {
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = status;
         self.answered_after = Some(self.observer.clock.now().since(self.admitted));
+    }
+
+    /// Ready when the client has taken what was handed to its connection so far.
+    pub(crate) fn poll_client(&self, cx: &Context<'_>) -> Poll<()> {
+        self.connection.outlet.poll_open(cx)
     }
 
     /// Notes that the answer's last byte was handed to the client's connection.

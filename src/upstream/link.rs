@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use http::{Request, Response};
@@ -23,12 +24,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::UpstreamError;
 use super::connect::Stream;
+use super::stream::EndpointStream;
 use crate::alarm::Alarm;
+use crate::outlet::Outlet;
 use crate::overload::UpstreamPlace;
 use crate::request::{HeadCopy, RequestBody};
 
-/// The most that is read ahead of whoever takes an answer, in bytes.
-const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// The largest response head, in bytes.
 const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -37,13 +38,15 @@ const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Link {
     sender: SendRequest<RequestBody>,
     drive: Drive,
+    /// Whether the endpoint takes what it is sent.
+    outlet: Rc<Outlet>,
     pub(super) alarm: Alarm,
     pub(super) head_copy: HeadCopy,
     /// It is not used for another request after that.
     retires: Instant,
 }
 
-type Connection<S> = Box<http1::Connection<TokioIo<S>, RequestBody>>;
+type Connection<S> = Box<http1::Connection<TokioIo<EndpointStream<S>>, RequestBody>>;
 
 /// A connection that is driven by its user. Plain TCP is told apart here and not below, so that it
 /// does not pay for TLS.
@@ -138,13 +141,14 @@ impl Link {
         open: Open,
         retires: Instant,
     ) -> Result<Box<Self>, UpstreamError> {
+        let outlet = Rc::<Outlet>::default();
         let (sender, connection) = match stream {
             Stream::Plain(stream) => {
-                let (sender, connection) = handshake(stream).await?;
+                let (sender, connection) = handshake(stream, &outlet).await?;
                 (sender, Wire::Plain(connection))
             }
             Stream::Tls(stream) => {
-                let (sender, connection) = handshake(stream).await?;
+                let (sender, connection) = handshake(stream, &outlet).await?;
                 (sender, Wire::Tls(connection))
             }
         };
@@ -155,6 +159,7 @@ impl Link {
         Ok(Box::new(Self {
             sender,
             drive: Drive::InPlace(driven),
+            outlet,
             alarm: Alarm::default(),
             head_copy: HeadCopy::default(),
             retires,
@@ -164,9 +169,10 @@ impl Link {
     /// Sends a request; [`Self::drive`] gets it and its answer through.
     pub(super) fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
     {
+        request.body_mut().leave_by(&self.outlet);
         self.sender.try_send_request(request)
     }
 
@@ -209,17 +215,19 @@ impl Link {
     }
 }
 
-async fn handshake<S>(stream: S) -> Result<(SendRequest<RequestBody>, Connection<S>), UpstreamError>
+async fn handshake<S>(
+    stream: S,
+    outlet: &Rc<Outlet>,
+) -> Result<(SendRequest<RequestBody>, Connection<S>), UpstreamError>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (sender, connection) = http1::Builder::new()
         .max_header_size(RESPONSE_HEAD_BYTES_MAX)
-        // hyper would read and hold up to six times as much.
-        .max_buf_size(READ_BUFFER_BYTES)
+        .max_buf_size(RESPONSE_HEAD_BYTES_MAX)
         // Most requests are one small piece, for which a plain write costs less.
         .writev(false)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(EndpointStream::new(stream, Rc::clone(outlet))))
         .await
         .map_err(UpstreamError::Protocol)?;
     Ok((sender, Box::new(connection)))

@@ -209,6 +209,8 @@ fn spawn(
         .arg(env!("CARGO_BIN_EXE_tidegate"))
         .arg(&settings)
         .env_remove("RUST_LOG")
+        // In pages of 2 MiB, nothing smaller can be measured from outside.
+        .env("MIMALLOC_ALLOW_THP", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -221,9 +221,17 @@ impl Seen {
             .unwrap_or(0)
     }
 
-    /// Returns by how much memory grew at most, in bytes, from a phase before to the fault and after.
+    /// Returns the median of resident memory from here to there.
+    fn usual(&self, range: (Duration, Duration)) -> u64 {
+        let mut all: Vec<u64> = self.between(range).map(|look| look.bytes).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied().unwrap_or(0)
+    }
+
+    /// Returns by how much memory grew at most, in bytes, from what is usual before to the fault
+    /// and after.
     pub(crate) fn growth(&self, stage: &Stage, round: u32) -> u64 {
-        let before = self.peak(stage.phase(round, Phase::Before));
+        let before = self.usual(stage.phase(round, Phase::Before));
         let during = self.peak(stage.phase(round, Phase::During));
         let after = self.peak(stage.phase(round, Phase::After));
         during.max(after).saturating_sub(before)

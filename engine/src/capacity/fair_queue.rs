@@ -21,12 +21,13 @@ use crate::time::Instant;
 /// The most flows that are told apart where nobody says otherwise: 256 × about 200 B = 50 KiB.
 pub const FLOWS_MAX_DEFAULT: usize = 256;
 
-/// How long a flow may have waiters without a break before its newest are served first.
-///
-/// A queue that is never empty for so long is no burst but a standing queue, in which the oldest are
-/// those whose clients have given up (B. Maurer, *Fail at Scale*, ACM Queue 2015, which takes the same
-/// 100 ms; the idea of telling the two apart is `CoDel`'s, Nichols and Jacobson 2012).
-const STANDING: Duration = Duration::from_millis(100);
+/// How long somebody of an overrun flow waits in vain: among so many who keep coming, who came earlier
+/// than this would only be told later that there is no place. A fifth of the queueing time that Maurer
+/// allows under overload, so that a refusal reaches its client within those 5 ms.
+const OVERRUN_WAIT: Duration = Duration::from_millis(1);
+
+/// So many of an overrun flow wait however long they have: a place that comes free finds somebody.
+const OVERRUN_COUNT: u64 = 3;
 
 /// How much may wait. Nothing of it grows beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,11 @@ pub struct QueueBounds {
 /// queue pushes out itself. What a flow takes is its share of the count or of the bytes, whichever is
 /// larger (the dominant share of Ghodsi et al., *Dominant resource fairness*, NSDI 2011), or few large
 /// waiters would push out many small ones.
+///
+/// A flow whose queue stands and has to make room is *overrun*, until it has not had to for 100 ms: more
+/// come than can be served, and it is known already who will not be, the oldest. They are not kept
+/// until the queue is full again: whoever has waited for more than a millisecond goes when the next one
+/// comes, but for the three newest.
 ///
 /// Not `Clone`: whoever waits does so once.
 #[derive(Debug)]
@@ -131,10 +137,12 @@ impl<T> FairQueue<T> {
             return Err(item);
         }
         let flow = self.flows.place_of(flow, now);
+        self.thin_out(flow, &mut evicted);
         while self.len() >= self.bounds.count || self.bytes > self.bounds.bytes - bytes {
             let Some(victim) = self.victim(flow, bytes) else {
                 return Err(item);
             };
+            self.note_overrun(victim);
             if let Some(waiter) = self.detach(victim) {
                 evicted(waiter.item);
             }
@@ -148,7 +156,7 @@ impl<T> FairQueue<T> {
         let now = self.advance(now);
         let at = self.flows.turn()?;
         let flow = self.flows.get(at)?;
-        let next = if now.since(flow.since) > STANDING {
+        let next = if flow.stands(now) {
             flow.waiters.last()
         } else {
             flow.waiters.first()
@@ -207,6 +215,33 @@ impl<T> FairQueue<T> {
     fn first_aged(&self) -> Option<u32> {
         let first = self.all.first()?;
         self.waiters.get(first)?.is_aged.then_some(first)
+    }
+
+    /// Notes that a flow loses a waiter to a newcomer.
+    fn note_overrun(&mut self, victim: u32) {
+        let Some(waiter) = self.waiters.get(victim).filter(|waiter| !waiter.is_aged) else {
+            return;
+        };
+        if let Some(flow) = self.flows.get_mut(waiter.flow) {
+            flow.overrun(self.now);
+        }
+    }
+
+    /// Takes those out of an overrun flow who would wait in vain, before another one of it comes.
+    fn thin_out(&mut self, at: u32, evicted: &mut impl FnMut(T)) {
+        while let Some(flow) = self.flows.get(at)
+            && flow.is_overrun(self.now)
+            && flow.count >= OVERRUN_COUNT
+            && let Some(oldest) = flow.waiters.first()
+            && let Some(waiter) = self.waiters.get(oldest)
+            && self.now.since(waiter.arrived) > OVERRUN_WAIT
+            && let Some(waiter) = self.detach(oldest)
+        {
+            if let Some(flow) = self.flows.get_mut(at) {
+                flow.overrun(self.now);
+            }
+            evicted(waiter.item);
+        }
     }
 
     /// Picks who goes for a newcomer of a flow. `None`: the newcomer itself.

@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{BodyError, BodyFault, BodyProgress, Patience, without_forbidden_trailers};
+use crate::outlet::Outlet;
 use crate::request::accept::READ_BUFFER_BYTES;
 use crate::service::{Lane, Waiting};
 use crate::settings::Bodies;
@@ -35,6 +36,8 @@ pub(crate) struct StreamedBody {
     /// For a place among the large bodies.
     waiting: Option<Waiting>,
     progress: Rc<BodyProgress>,
+    /// The connection that it leaves by.
+    outlet: Option<Rc<Outlet>>,
 }
 
 /// The slowest that a body may be over `idle_timeout`, in bytes a second. A 2G modem is ten times as
@@ -110,7 +113,15 @@ impl RequestBody {
             limits,
             waiting: None,
             progress: Rc::clone(progress),
+            outlet: None,
         }))
+    }
+
+    /// Says which connection the body leaves by.
+    pub(crate) fn leave_by(&mut self, outlet: &Rc<Outlet>) {
+        if let Self::Streamed(body) = self {
+            body.outlet = Some(Rc::clone(outlet));
+        }
     }
 }
 
@@ -125,6 +136,13 @@ impl Body for RequestBody {
         let Self::Streamed(body) = self.get_mut() else {
             return Poll::Ready(None);
         };
+        if let Some(outlet) = &body.outlet
+            && outlet.poll_open(cx).is_pending()
+        {
+            // It is not the client who lets nothing move.
+            body.patience.progress();
+            return Poll::Pending;
+        }
         match body.poll_lane(cx) {
             Poll::Ready(true) => {}
             Poll::Ready(false) => return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom),

@@ -30,6 +30,13 @@ const MEAN_NANOS_MAX: u64 = 3_600_000_000_000;
 /// The mean follows with 1/64 of each place.
 const MEAN_WEIGHT: i64 = 64;
 
+/// How long a flow may have waiters without a break before its newest are served first.
+///
+/// A queue that is never empty for so long is no burst but a standing queue, in which the oldest are
+/// those whose clients have given up (B. Maurer, *Fail at Scale*, ACM Queue 2015, which takes the same
+/// 100 ms; the idea of telling the two apart is `CoDel`'s, Nichols and Jacobson 2012).
+const STANDING: Duration = Duration::from_millis(100);
+
 /// One flow.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -44,6 +51,27 @@ pub(super) struct Flow {
     is_visited: bool,
     /// Since when it has had waiters, or has had none.
     pub(super) since: Instant,
+    /// Until when it counts as overrun.
+    overrun_until: Instant,
+}
+
+impl Flow {
+    /// Returns whether its queue stands. Asked while it has waiters.
+    pub(super) fn stands(&self, now: Instant) -> bool {
+        now.since(self.since) > STANDING
+    }
+
+    /// Notes that a waiter of it makes room.
+    pub(super) fn overrun(&mut self, now: Instant) {
+        if self.stands(now) || self.is_overrun(now) {
+            self.overrun_until = now + STANDING;
+        }
+    }
+
+    /// Returns whether it stood and had to make room lately.
+    pub(super) fn is_overrun(&self, now: Instant) -> bool {
+        now < self.overrun_until
+    }
 }
 
 /// A bounded number of flows, those that have waiters in a ring.
@@ -110,6 +138,7 @@ impl Flows {
             deficit: 0,
             is_visited: false,
             since: now,
+            overrun_until: Instant::ZERO,
         };
         let at = if self.table.len() < self.table_max {
             self.table.push(fresh);

@@ -184,7 +184,7 @@ pub(crate) fn u2(scale: Scale, table: &mut Table) {
     let growth = seen.growth(&stage, 0);
     let bound = WAITING_BYTES_MAX * posts as u64 + MEMORY_NOISE_BYTES;
     table.add(
-        Figure::not_yet("memory for what waits", format_args!("<= {}", kib(bound)))
+        Figure::fact("memory for what waits", format_args!("<= {}", kib(bound)))
             .during(kib(growth))
             .control(
                 format_args!("all bodies: {}", kib((posts * BODY) as u64)),
@@ -260,7 +260,7 @@ pub(crate) fn u4(scale: Scale, table: &mut Table) {
 /// U5: answers of one byte a second, and clients that read nothing, cost little each and others
 /// nothing.
 pub(crate) fn u5(scale: Scale, table: &mut Table) {
-    let each = scale.pick(40_u32, 250);
+    let each = scale.pick(40_u32, 200);
     let neighbours = Neighbours::start();
     let upstream = Upstream::start(Capacity::PLENTY);
     let chat = Service::new("chat", "/chat/", upstream.address).idle_for(scale.pick("2s", "8s"));
@@ -281,7 +281,7 @@ pub(crate) fn u5(scale: Scale, table: &mut Table) {
                 let wish = if number < each { "drip" } else { "large" };
                 held.push(ask_and_read_nothing(proxy.address, wish));
                 // Gently: the upstream of this test must not be what takes the processors.
-                std::thread::sleep(Duration::from_millis(scale.pick(5, 12)));
+                std::thread::sleep(Duration::from_millis(scale.pick(5, 15)));
             }
             // Workers say ten times a second how many there are.
             std::thread::sleep(Duration::from_millis(200));
@@ -296,7 +296,7 @@ pub(crate) fn u5(scale: Scale, table: &mut Table) {
     let growth = seen.growth(&stage, 0);
     let bound = WAITING_BYTES_MAX * 2 * u64::from(each) + MEMORY_NOISE_BYTES;
     table.add(
-        Figure::not_yet(
+        Figure::fact(
             "memory for slow answers",
             format_args!("<= {} for {}", kib(bound), 2 * each),
         )
