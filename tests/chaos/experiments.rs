@@ -141,39 +141,49 @@ impl Neighbours {
         })
     }
 
-    /// Adds the figures that are promised for them, whatever happens to the other service.
+    /// Waits for what became of both.
+    pub(crate) fn outcomes(clients: [Clients; 2]) -> Outcomes {
+        let [kb, login] = clients.map(Clients::outcomes);
+        kb.with(&login)
+    }
+
+    /// Adds the figures that are promised for them, whatever happens to the other service. The
+    /// machine's: how much slower they are where the fault is there and the proxy has no part in it.
     pub(crate) fn figures(
         table: &mut Table,
         stage: &Stage,
-        clients: [Clients; 2],
+        all: &Outcomes,
         slower_at_most: f64,
-        control: (String, bool),
+        control: Option<(String, bool)>,
+        machine: Option<(&str, f64)>,
     ) {
-        let all = clients.map(Clients::outcomes);
-        let all = all
-            .iter()
-            .fold(Outcomes::default(), |all, one| all.with(one));
-        let [before, during, after] = stage.phases_of(&all);
+        let [before, during, after] = stage.phases_of(all);
         let errors = before.errors() + during.errors() + after.errors();
-        table.add(
-            Figure::fact("errors of KB and login", 0)
-                .phases(before.ends(), during.ends(), after.ends())
-                .control(control.0, control.1)
-                .held(errors == 0),
+        let figure = Figure::fact("errors of KB and login", 0).phases(
+            before.ends(),
+            during.ends(),
+            after.ends(),
         );
-        let [before, during, after] = stage.p99s(&all);
-        table.add(
-            Figure::time(
-                "p99 of KB and login",
-                format_args!("<= {slower_at_most} x before"),
-            )
-            .phases(
-                ms(before),
-                format_args!("{} ({:.2} x)", ms(during), ratio(before, during)),
-                ms(after),
-            )
-            .held(ratio(before, during) <= slower_at_most),
+        let figure = match control {
+            Some((without, misses)) => figure.control(without, misses),
+            None => figure,
+        };
+        table.add(figure.held(errors == 0));
+        let [before, during, after] = stage.p99s(all);
+        let figure = Figure::time(
+            "p99 of KB and login",
+            format_args!("<= {slower_at_most} x before"),
         );
+        let figure = figure.phases(
+            ms(before),
+            format_args!("{} ({:.2} x)", ms(during), ratio(before, during)),
+            ms(after),
+        );
+        let figure = match machine {
+            Some((how, slower)) => figure.beside(format_args!("{how}: {slower:.2} x")),
+            None => figure,
+        };
+        table.add(figure.held(ratio(before, during) <= slower_at_most));
     }
 }
 

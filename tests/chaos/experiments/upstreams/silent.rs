@@ -7,7 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use crate::clients::{Clients, Load};
-use crate::experiments::{Neighbours, kib, ms, until_well};
+use crate::experiments::{Neighbours, kib, ms, ratio, until_well};
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::outcomes::{End, Outcomes};
 use crate::proxy::Proxy;
@@ -48,7 +48,9 @@ pub(crate) fn u1(scale: Scale, table: &mut Table) {
         });
     });
     let (chat, seen) = (chat.outcomes(), witness.seen());
-    Neighbours::figures(table, &stage, others, 1.1, one_service_for_all(scale));
+    let others = Neighbours::outcomes(others);
+    let control = one_service_for_all(scale);
+    Neighbours::figures(table, &stage, &others, 1.1, Some(control), None);
 
     let [before, during, after] = stage.phases_of(&chat);
     let in_words = |end| matches!(end, End::Status(200 | 503 | 504));
@@ -114,8 +116,7 @@ fn one_service_for_all(scale: Scale) -> (String, bool) {
         }
     });
     drop(chat.outcomes());
-    let [kb, login] = others.map(Clients::outcomes);
-    let during = stage.all(&kb.with(&login), Phase::During);
+    let during = stage.all(&Neighbours::outcomes(others), Phase::During);
     (
         format!("one service for all: {}", during.ends()),
         during.errors() > 0,
@@ -160,7 +161,8 @@ pub(crate) fn u2(scale: Scale, table: &mut Table) {
     let uploads = uploads.into_iter().map(Clients::outcomes);
     let uploads = uploads.fold(Outcomes::default(), |all, one| all.with(&one));
     let seen = witness.seen();
-    Neighbours::figures(table, &stage, others, 1.1, (String::from("-"), true));
+    let others = Neighbours::outcomes(others);
+    Neighbours::figures(table, &stage, &others, 1.1, None, None);
 
     // The control: the same posts, where they are read.
     let text = post("");
@@ -257,65 +259,106 @@ pub(crate) fn u4(scale: Scale, table: &mut Table) {
     );
 }
 
-/// U5: answers of one byte a second, and clients that read nothing, cost little each and others
-/// nothing.
-pub(crate) fn u5(scale: Scale, table: &mut Table) {
-    let each = scale.pick(40_u32, 200);
-    let neighbours = Neighbours::start();
-    let upstream = Upstream::start(Capacity::PLENTY);
-    let chat = Service::new("chat", "/chat/", upstream.address).idle_for(scale.pick("2s", "8s"));
-    let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
+/// What came of slow answers beside KB and login.
+struct Slow {
+    stage: Stage,
+    others: Outcomes,
+    /// By how much the proxy's memory grew, in bytes.
+    growth: u64,
+    /// How many there were at once.
+    open: f64,
+    /// How long one that stood still was waited for.
+    stalled: Duration,
+}
+
+/// Asks for slow and large answers and reads none, through the proxy or past it, beside the clients
+/// of KB and login.
+fn slow_answers(
+    scale: Scale,
+    proxy: &Proxy,
+    asked: SocketAddr,
+    upstream: &Upstream,
+    each: u32,
+) -> Slow {
     let stage = scale.pick(
         Stage::short([1.0, 3.0, 0.5]),
         Stage::full(1, [5.0, 15.5, 1.5]),
     );
-    let witness = Witness::of(&proxy, &stage);
-    let others = Neighbours::clients(&proxy, &stage, scale.pick(50.0, 200.0));
+    let witness = Witness::of(proxy, &stage);
+    let others = Neighbours::clients(proxy, &stage, scale.pick(50.0, 200.0));
     let mut held = Vec::new();
     let mut stalled = Duration::ZERO;
-    let idle = Duration::from_secs(scale.pick(2, 8));
     let mut open = 0.0;
     stage.play(|begins| {
         if begins {
             for number in 0..2 * each {
                 let wish = if number < each { "drip" } else { "large" };
-                held.push(ask_and_read_nothing(proxy.address, wish));
+                held.push(ask_and_read_nothing(asked, wish));
                 // Gently: the upstream of this test must not be what takes the processors.
                 std::thread::sleep(Duration::from_millis(scale.pick(5, 15)));
             }
             // Workers say ten times a second how many there are.
             std::thread::sleep(Duration::from_millis(200));
             open = proxy.metric("tidegate_inflight_requests{service=\"chat\"}");
-            stalled = time_of_a_stalled_answer(proxy.address);
+            if asked != upstream.address {
+                stalled = time_of_a_stalled_answer(asked);
+            }
         } else {
             held.clear();
         }
     });
-    let seen = witness.seen();
-    Neighbours::figures(table, &stage, others, 1.1, (String::from("-"), true));
-    let growth = seen.growth(&stage, 0);
+    let growth = witness.seen().growth(&stage, 0);
+    Slow {
+        stage,
+        others: Neighbours::outcomes(others),
+        growth,
+        open,
+        stalled,
+    }
+}
+
+/// U5: answers of one byte a second, and clients that read nothing, cost little each and others
+/// nothing.
+pub(crate) fn u5(scale: Scale, table: &mut Table) {
+    let each = scale.pick(40_u32, 200);
+    let idle = Duration::from_secs(scale.pick(2, 8));
+    let neighbours = Neighbours::start();
+    let upstream = Upstream::start(Capacity::PLENTY);
+    let chat = Service::new("chat", "/chat/", upstream.address).idle_for(scale.pick("2s", "8s"));
+    let proxy = Proxy::start(Setup::of(neighbours.beside(chat)));
+    let slow = slow_answers(scale, &proxy, proxy.address, &upstream, each);
+    let left = proxy.metric("tidegate_inflight_requests{service=\"chat\"}");
+    // The same clients past the proxy: what they cost these two processors anyway.
+    let past = (scale == Scale::Full).then(|| {
+        let past = slow_answers(scale, &proxy, upstream.address, &upstream, each);
+        let [before, during, _] = past.stage.p99s(&past.others);
+        ("slow clients past the proxy", ratio(before, during))
+    });
+    Neighbours::figures(table, &slow.stage, &slow.others, 1.1, None, past);
     let bound = WAITING_BYTES_MAX * 2 * u64::from(each) + MEMORY_NOISE_BYTES;
     table.add(
         Figure::fact(
             "memory for slow answers",
             format_args!("<= {} for {}", kib(bound), 2 * each),
         )
-        .during(format_args!("{} for {open}", kib(growth)))
-        .held(growth <= bound && open >= f64::from(2 * each)),
+        .during(format_args!("{} for {}", kib(slow.growth), slow.open))
+        .held(slow.growth <= bound && slow.open >= f64::from(2 * each)),
     );
     table.add(
         Figure::fact(
             "an answer that stands still is cut off",
             "after idle_timeout",
         )
-        .during(ms(stalled))
-        .held(stalled >= idle.mul_f64(0.9) && stalled < idle + Duration::from_secs(5)),
+        .during(ms(slow.stalled))
+        .held(slow.stalled >= idle.mul_f64(0.9) && slow.stalled < idle + Duration::from_secs(5)),
     );
-    let left = proxy.metric("tidegate_inflight_requests{service=\"chat\"}");
     table.add(
         Figure::fact("requests that stay when their clients are gone", 0)
             .after(left)
-            .control(format_args!("while they were there: {open}"), open > 0.0)
+            .control(
+                format_args!("while they were there: {}", slow.open),
+                slow.open > 0.0,
+            )
             .held(left <= 0.0),
     );
 }
