@@ -106,7 +106,7 @@ pub struct Control {
     promoted: Vec<GivingWay>,
     published: SystemTime,
     kept: Instant,
-    /// What the control group allows, in bytes.
+    /// What the control groups allow, in bytes.
     memory_allowed: Option<u64>,
 }
 
@@ -189,6 +189,8 @@ impl Control {
     fn watch_memory(&mut self) {
         let overload = &self.parts.ground.overload;
         let ceiling = self.settings().overload.memory_max.or(self.memory_allowed);
+        let gauge = &self.parts.metrics.memory_ceiling_bytes;
+        gauge.set(ceiling.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)));
         let resident = resources::memory_resident();
         let before = overload.pressure();
         let now = match resident.zip(ceiling) {

@@ -91,6 +91,8 @@ pub struct Metrics {
     pub(crate) connections_refused_total: IntCounterVec,
     /// How short memory is, 0 to 3.
     pub memory_pressure: IntGauge,
+    /// The memory that the judgement of it counts with; 0 where nothing bounds it.
+    pub memory_ceiling_bytes: IntGauge,
     pub(crate) decision_seconds: Histogram,
     /// Requests being served, by service.
     pub inflight_requests: IntGaugeVec,
@@ -261,6 +263,11 @@ impl Metrics {
             memory_pressure: gauge(
                 "tidegate_memory_pressure",
                 "How short memory is: 0 not, 1 from 80 % of the ceiling on, 2 from 90 %, 3 from 95 %.",
+            ),
+            memory_ceiling_bytes: gauge(
+                "tidegate_memory_ceiling_bytes",
+                "Resident memory that may not be reached: `memory_max`, or what the control groups \
+                 allow; 0 where nothing bounds it.",
             ),
             decision_seconds: histogram(
                 "tidegate_decision_seconds",
