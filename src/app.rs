@@ -159,7 +159,7 @@ pub fn start(start: Start) -> anyhow::Result<Running> {
         key: key.clone(),
         metrics: Arc::clone(&metrics),
         access_logs: AccessLogs::new(&metrics),
-        overload: Overload::new(resources::raise_descriptors()),
+        overload: Overload::new(resources::raise_descriptors(), workers),
         clock,
     };
     let access_logs = ground.access_logs.clone();

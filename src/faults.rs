@@ -6,6 +6,8 @@
 pub(crate) enum Point {
     /// While a request is served.
     Request,
+    /// While a worker does what must be done now and then.
+    Housekeeping,
     /// While the control side ticks.
     Tick,
     /// While files are read.

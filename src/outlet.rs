@@ -25,6 +25,11 @@ impl Outlet {
         }
     }
 
+    /// Returns whether what was written last waits for the peer.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is_blocked.get()
+    }
+
     /// Ready while nothing waits to be written. Pending otherwise: the task is woken when the peer has
     /// taken something.
     pub(crate) fn poll_open(&self, cx: &Context<'_>) -> Poll<()> {

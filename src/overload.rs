@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tidegate_engine::capacity::PriorityPlaces;
+use tidegate_engine::capacity::{PriorityPlaces, may_take};
 use tidegate_engine::service::Priority;
 
 use crate::service::Lane;
@@ -23,8 +23,10 @@ const PRIORITIES: [Priority; 4] = [
     Priority::High,
     Priority::Critical,
 ];
-/// Descriptors that clients do not get: listeners, files, admin connections, upstreams.
-const DESCRIPTORS_RESERVED: usize = 128;
+/// Descriptors that neither clients nor upstreams get: files, operators' connections, checks; and those
+/// of each worker, for its listeners and its runtime.
+const DESCRIPTORS_RESERVED: usize = 96;
+const DESCRIPTORS_OF_WORKER: usize = 16;
 /// So many requests are served, and so many connections accepted, however short memory is. An allocator
 /// may keep what was freed: where little is in flight, refusing gives nothing back.
 const SERVED_ALWAYS: usize = 64;
@@ -81,10 +83,11 @@ impl Pressure {
         }
     }
 
-    /// Returns whether services of this priority are shed.
-    fn sheds(self, priority: Priority) -> bool {
+    /// Returns whether requests of this priority and lane are shed.
+    fn sheds(self, priority: Priority, lane: Lane) -> bool {
         match self {
             Self::None => false,
+            _ if lane == Lane::Large => true,
             Self::Some => priority <= Priority::Low,
             Self::High => priority <= Priority::Normal,
             Self::Severe => priority <= Priority::High,
@@ -130,6 +133,8 @@ pub struct Overload {
     inflight_max: AtomicUsize,
     /// The places of the process that each priority may fill, from low to critical.
     places: [AtomicUsize; PRIORITIES.len()],
+    /// How many services share them.
+    services: AtomicUsize,
     pressure: AtomicU8,
     connections: AtomicUsize,
     connections_max: AtomicUsize,
@@ -137,42 +142,61 @@ pub struct Overload {
     /// As many entries as there are connections, at most. Locked when one begins or ends.
     addresses: Mutex<HashMap<IpAddr, usize>>,
     upstreams: AtomicUsize,
-    descriptors: usize,
+    descriptors: Descriptors,
+}
+
+/// Who may have how many of the descriptors of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Descriptors {
+    clients: usize,
+    upstreams: usize,
+}
+
+impl Descriptors {
+    /// Divides so many. A third of what is not reserved is for upstreams: most client connections are
+    /// idle at any time.
+    fn divide(all: usize, workers: usize) -> Self {
+        let reserved = DESCRIPTORS_RESERVED + workers * DESCRIPTORS_OF_WORKER;
+        let rest = all - reserved.min(all / 2);
+        let clients = (rest * 2 / 3).max(1);
+        Self {
+            clients,
+            upstreams: rest.saturating_sub(clients).max(1),
+        }
+    }
 }
 
 impl Overload {
     /// Begins with nothing in flight and room for nothing, until settings say more. `descriptors` are
-    /// those that the process may open.
-    pub fn new(descriptors: usize) -> Arc<Self> {
+    /// those that the process may open, with so many workers.
+    pub fn new(descriptors: usize, workers: usize) -> Arc<Self> {
         Arc::new(Self {
             inflight: AtomicUsize::new(0),
             inflight_max: AtomicUsize::new(0),
             places: [const { AtomicUsize::new(0) }; PRIORITIES.len()],
+            services: AtomicUsize::new(0),
             pressure: AtomicU8::new(0),
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
             connections_per_address: AtomicUsize::new(0),
             addresses: Mutex::default(),
             upstreams: AtomicUsize::new(0),
-            descriptors,
+            descriptors: Descriptors::divide(descriptors, workers),
         })
     }
 
     /// Takes settings over, and the priorities of all services. What is in flight stays.
-    pub fn change_to(
-        &self,
-        settings: &settings::Overload,
-        priorities: impl IntoIterator<Item = Priority>,
-    ) {
-        let places = PriorityPlaces::of(settings.inflight_max, priorities);
-        for (priority, of_it) in PRIORITIES.into_iter().zip(&self.places) {
-            of_it.store(places.of_priority(priority), Ordering::Relaxed);
-        }
+    pub fn change_to(&self, settings: &settings::Overload, priorities: &[Priority]) {
         let store = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
+        let places = PriorityPlaces::of(settings.inflight_max, priorities.iter().copied());
+        for (priority, of_it) in PRIORITIES.into_iter().zip(&self.places) {
+            store(of_it, places.of_priority(priority));
+        }
+        store(&self.services, priorities.len());
         store(&self.inflight_max, settings.inflight_max);
         store(
             &self.connections_max,
-            settings.connections_max.min(for_clients(self.descriptors)),
+            settings.connections_max.min(self.descriptors.clients),
         );
         store(
             &self.connections_per_address,
@@ -202,23 +226,33 @@ impl Overload {
         self.connections_max.load(Ordering::Relaxed)
     }
 
-    /// Takes a request in, to be ended with [`Self::leave`].
-    pub(crate) fn enter(&self, priority: Priority, lane: Lane) -> Result<(), Scarce> {
+    /// Takes a request in, to be ended with [`Self::leave`]. Where few places are left it is asked how
+    /// many its service has already.
+    pub(crate) fn enter(
+        &self,
+        priority: Priority,
+        lane: Lane,
+        own: impl FnOnce() -> usize,
+    ) -> Result<(), Scarce> {
         let before = self.inflight.fetch_add(1, Ordering::Relaxed);
-        let pressure = self.pressure();
-        if pressure > Pressure::None && before >= SERVED_ALWAYS {
-            let is_large = lane == Lane::Large;
-            if is_large || pressure.sheds(priority) {
-                self.leave();
-                return Err(Scarce::Memory);
-            }
+        if before >= SERVED_ALWAYS && self.pressure().sheds(priority, lane) {
+            self.leave();
+            return Err(Scarce::Memory);
         }
         let places = self.places.get(priority as usize);
-        if places.is_some_and(|places| before < places.load(Ordering::Relaxed)) {
+        let places = places.map_or(0, |places| places.load(Ordering::Relaxed));
+        if may_take(places, before, own, self.services.load(Ordering::Relaxed)) {
             return Ok(());
         }
         self.leave();
         Err(Scarce::Inflight)
+    }
+
+    /// Returns whether memory is too short for a request that is in already and turns out to be of this
+    /// lane.
+    pub(crate) fn sheds(&self, priority: Priority, lane: Lane) -> bool {
+        self.inflight.load(Ordering::Relaxed) > SERVED_ALWAYS
+            && self.pressure().sheds(priority, lane)
     }
 
     /// Ends a request that was taken in.
@@ -226,12 +260,17 @@ impl Overload {
         self.inflight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Takes one of the descriptors that are for upstreams. `None`: all are taken; what is reserved is
-    /// for listeners, files and operators.
-    pub(crate) fn open_upstream(self: &Arc<Self>) -> Option<UpstreamPlace> {
+    /// Takes one of the descriptors that are for upstreams, for one that has `own` already. `None`: all
+    /// are taken, as far as they are not kept for others; what is reserved is for listeners, files and
+    /// operators.
+    pub(crate) fn open_upstream(
+        self: &Arc<Self>,
+        own: impl FnOnce() -> usize,
+    ) -> Option<UpstreamPlace> {
         let place = UpstreamPlace(Arc::clone(self));
         let before = self.upstreams.fetch_add(1, Ordering::Relaxed);
-        (before < for_upstreams(self.descriptors)).then_some(place)
+        let services = self.services.load(Ordering::Relaxed);
+        may_take(self.descriptors.upstreams, before, own, services).then_some(place)
     }
 
     /// Takes a client's connection in. One of the operator's own proxies, which many clients share, is
@@ -303,21 +342,6 @@ impl Drop for ConnectionPlace {
     }
 }
 
-/// Returns how many of so many descriptors clients may have. A third of the rest is for upstreams: most
-/// client connections are idle at any time.
-fn for_clients(descriptors: usize) -> usize {
-    let reserved = DESCRIPTORS_RESERVED.min(descriptors / 2);
-    ((descriptors - reserved) * 2 / 3).max(1)
-}
-
-/// Returns how many of so many descriptors upstreams may have.
-fn for_upstreams(descriptors: usize) -> usize {
-    let reserved = DESCRIPTORS_RESERVED.min(descriptors / 2);
-    (descriptors - reserved)
-        .saturating_sub(for_clients(descriptors))
-        .max(1)
-}
-
 /// Returns whose connections count together: an IPv6 client has its /64.
 fn who_counts(address: IpAddr) -> IpAddr {
     match address {
@@ -334,9 +358,13 @@ mod tests {
     use super::*;
 
     fn overload(settings: settings::Overload) -> Arc<Overload> {
-        let overload = Overload::new(100_000);
-        overload.change_to(&settings, PRIORITIES);
+        let overload = Overload::new(100_000, 2);
+        overload.change_to(&settings, &PRIORITIES);
         overload
+    }
+
+    fn enter(overload: &Overload, priority: Priority, lane: Lane) -> Result<(), Scarce> {
+        overload.enter(priority, lane, || 0)
     }
 
     #[test]
@@ -347,13 +375,13 @@ mod tests {
         });
         let mut in_flight = 0;
         for (priority, most) in PRIORITIES.into_iter().zip([7, 8, 9, 10]) {
-            while overload.enter(priority, Lane::Normal).is_ok() {
+            while enter(&overload, priority, Lane::Normal).is_ok() {
                 in_flight += 1;
             }
             assert_eq!(in_flight, most, "{priority:?}");
         }
         assert_eq!(
-            overload.enter(Priority::Critical, Lane::Normal),
+            enter(&overload, Priority::Critical, Lane::Normal),
             Err(Scarce::Inflight)
         );
         assert_eq!(overload.inflight(), (10, 10), "refusals leave no trace");
@@ -361,10 +389,10 @@ mod tests {
             overload.leave();
         }
         assert_eq!(
-            overload.enter(Priority::Low, Lane::Normal),
+            enter(&overload, Priority::Low, Lane::Normal),
             Err(Scarce::Inflight)
         );
-        assert_eq!(overload.enter(Priority::Normal, Lane::Normal), Ok(()));
+        assert_eq!(enter(&overload, Priority::Normal, Lane::Normal), Ok(()));
     }
 
     #[test]
@@ -384,17 +412,17 @@ mod tests {
         assert_eq!(connect().unwrap_err(), Crowded::Memory);
         drop(held);
         for _ in 0..SERVED_ALWAYS {
-            assert_eq!(overload.enter(Priority::Low, Lane::Large), Ok(()));
+            assert_eq!(enter(&overload, Priority::Low, Lane::Large), Ok(()));
         }
         assert_eq!(
-            overload.enter(Priority::High, Lane::Large),
+            enter(&overload, Priority::High, Lane::Large),
             Err(Scarce::Memory)
         );
         assert_eq!(
-            overload.enter(Priority::Normal, Lane::Normal),
+            enter(&overload, Priority::Normal, Lane::Normal),
             Err(Scarce::Memory)
         );
-        assert_eq!(overload.enter(Priority::High, Lane::Normal), Ok(()));
+        assert_eq!(enter(&overload, Priority::High, Lane::Normal), Ok(()));
     }
 
     #[test]
@@ -419,9 +447,40 @@ mod tests {
 
     #[test]
     fn few_descriptors_mean_few_clients() {
-        assert_eq!(for_clients(64), 21);
-        assert_eq!(for_clients(256), 85);
-        assert_eq!(for_clients(1024), 597);
-        assert_eq!(for_clients(0), 1);
+        let of = |all, workers| {
+            let Descriptors { clients, upstreams } = Descriptors::divide(all, workers);
+            (clients, upstreams)
+        };
+        assert_eq!(of(64, 2), (21, 11));
+        assert_eq!(of(256, 2), (85, 43));
+        assert_eq!(of(1024, 2), (597, 299));
+        assert_eq!(
+            of(1024, 64),
+            (341, 171),
+            "more workers need more themselves"
+        );
+        assert_eq!(of(0, 1), (1, 1));
+    }
+
+    #[test]
+    fn one_service_leaves_places_and_descriptors_to_the_others() {
+        let overload = overload(settings::Overload {
+            inflight_max: 100,
+            ..settings::Overload::default()
+        });
+        let stalled = (0..200).take_while(|have| {
+            let entered = overload.enter(Priority::Critical, Lane::Normal, || *have);
+            entered.is_ok()
+        });
+        assert_eq!(stalled.count(), 75);
+        for _ in 0..25 {
+            assert_eq!(enter(&overload, Priority::Critical, Lane::Normal), Ok(()));
+        }
+        let few = Overload::new(1024, 2);
+        few.change_to(&settings::Overload::default(), &PRIORITIES);
+        let connections = (0..400).map_while(|have| few.open_upstream(|| have));
+        let held: Vec<UpstreamPlace> = connections.collect();
+        assert_eq!(held.len(), 225, "of 299");
+        assert!(few.open_upstream(|| 0).is_some());
     }
 }

@@ -39,7 +39,7 @@ pub fn memory_allowed() -> Option<u64> {
 /// controllers and a path) and all above them, up to `root`. A container sees its own group as the root
 /// and may be told a path that it does not see; a service of systemd has its limit in a group below.
 fn memory_allowed_in(root: &Path, membership: &str) -> Option<u64> {
-    let limits = membership.lines().flat_map(|line| {
+    let limits = membership.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
         let (controllers, path) = line.split_once(':')?;
         let (root, file) = if controllers.is_empty() {

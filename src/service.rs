@@ -15,7 +15,7 @@ use crate::settings;
 use self::places::Places;
 pub(crate) use self::places::{Claim, Waiting};
 pub use self::vitals::VitalSigns;
-pub(crate) use self::vitals::{Ending, Vitals};
+pub(crate) use self::vitals::{Ending, RECENT, Vitals};
 
 /// The most bytes that the requests with large bodies may hold which wait for their lane.
 const LARGE_QUEUE_BYTES: u64 = 16 << 20;

@@ -180,11 +180,9 @@ impl Ground {
             Some(before) => Arc::clone(&before.no_service),
             None => SharedService::nobodys(&Arc::from(NO_SERVICE), self.workers),
         };
-        let priorities = settings
-            .services
-            .iter()
-            .map(|service| service.spec.priority);
-        self.overload.change_to(&settings.overload, priorities);
+        let priorities = settings.services.iter();
+        let priorities: Vec<_> = priorities.map(|service| service.spec.priority).collect();
+        self.overload.change_to(&settings.overload, &priorities);
         let key = self.key.clone();
         Setup {
             policy,

@@ -31,7 +31,7 @@ use std::time::Duration;
 use crate::metrics::Side;
 use crate::request::BodyFault;
 
-use connect::is_our_own_fault;
+use connect::is_for_want_of_resources;
 pub use endpoints::Endpoints;
 pub(crate) use lease::Lease;
 pub(crate) use pool::Upstream;
@@ -55,10 +55,9 @@ pub(crate) enum UpstreamError {
     /// No name of an endpoint could be resolved yet.
     #[error("no name of an endpoint could be resolved")]
     Unresolved,
-    /// All connections that this worker may have are in use, and no place to wait was free or no
-    /// connection became free in time.
-    #[error("all connections are in use")]
-    ConnectionLimit,
+    /// All descriptors that this upstream may have are in use.
+    #[error("no descriptor is left for another connection to it")]
+    NoDescriptor,
     /// The connection was closed before the response head was complete.
     #[error("the connection was closed before the answer")]
     Terminated(#[source] hyper::Error),
@@ -85,10 +84,8 @@ impl UpstreamError {
     /// Returns what `Proxy-Status` says.
     pub(crate) fn proxy_status(&self) -> &'static str {
         match self {
-            Self::Connect(error) if is_our_own_fault(error) => {
-                "tidegate; error=connection_limit_reached"
-            }
-            Self::Connect(_) => "tidegate; error=connection_refused",
+            error if error.is_our_own_fault() => "tidegate; error=connection_limit_reached",
+            Self::Connect(_) | Self::NoDescriptor => "tidegate; error=connection_refused",
             Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
             Self::Tls(error) if tls::is_about_the_certificate(error) => {
                 "tidegate; error=tls_certificate_error"
@@ -96,9 +93,6 @@ impl UpstreamError {
             Self::Tls(_) => "tidegate; error=tls_protocol_error",
             Self::Unavailable => "tidegate; error=destination_unavailable",
             Self::Unresolved => "tidegate; error=dns_error",
-            Self::ConnectionLimit | Self::ClientBody(BodyFault::NoRoom) => {
-                "tidegate; error=connection_limit_reached"
-            }
             Self::Terminated(_) => "tidegate; error=connection_terminated",
             Self::Protocol(_) | Self::Switched => "tidegate; error=http_protocol_error",
             Self::ResponseTimeout(_) => "tidegate; error=http_response_timeout",
@@ -118,16 +112,26 @@ impl UpstreamError {
     /// Returns the status that the client gets.
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Self::Connect(error) if is_our_own_fault(error) => 503,
+            error if error.is_our_own_fault() => 503,
             Self::Connect(_)
             | Self::Tls(_)
             | Self::Unresolved
             | Self::Terminated(_)
             | Self::Protocol(_)
             | Self::Switched => 502,
-            Self::ConnectionLimit | Self::Unavailable => 503,
+            Self::NoDescriptor | Self::Unavailable => 503,
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => 504,
             Self::ClientBody(fault) => fault.status(),
+        }
+    }
+
+    /// Returns whether it failed for want of something on our side. The endpoint has nothing to do with
+    /// that.
+    pub(crate) fn is_our_own_fault(&self) -> bool {
+        match self {
+            Self::Connect(error) => is_for_want_of_resources(error),
+            Self::NoDescriptor => true,
+            _ => false,
         }
     }
 
@@ -138,4 +142,15 @@ impl UpstreamError {
             Self::Terminated(_) | Self::Protocol(_) | Self::ResponseTimeout(_)
         )
     }
+}
+
+/// Writes an error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
 }

@@ -6,8 +6,10 @@ mod chain;
 mod fair_queue;
 mod flow;
 mod priority;
+mod share;
 
 pub use self::adaptive::{AdaptiveLimit, WindowSample};
 pub use self::fair_queue::{FLOWS_MAX_DEFAULT, FairQueue, Key, QueueBounds};
 pub use self::flow::Flows;
 pub use self::priority::PriorityPlaces;
+pub use self::share::may_take;

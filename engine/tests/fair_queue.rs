@@ -247,6 +247,24 @@ fn one_that_would_need_more_than_the_whole_queue_moves_nobody() {
     assert_eq!(pushed, Err(2));
 }
 
+/// What a flow takes is a share of the bounds; after a reload, of the new ones.
+#[test]
+fn under_other_bounds_the_flow_goes_that_takes_the_most_of_those() {
+    let mut queue = FairQueue::new(bounds(10, 8));
+    queue.push(1, 500, Instant::ZERO, "large", |_| {}).unwrap();
+    for _ in 0..3 {
+        queue.push(2, 10, Instant::ZERO, "small", |_| {}).unwrap();
+    }
+    queue.set_bounds(QueueBounds {
+        bytes: 1_000_000,
+        ..bounds(4, 8)
+    });
+    let mut gone = Vec::new();
+    let pushed = queue.push(3, 10, Instant::ZERO, "other", |one| gone.push(one));
+    assert!(pushed.is_ok());
+    assert_eq!(gone, ["small"]);
+}
+
 /// A queue that stands serves those whose clients have not given up yet.
 #[test]
 fn a_flow_is_served_oldest_first_until_its_queue_stands() {

@@ -88,14 +88,17 @@ fn a_panic_ends_what_it_happens_in_and_nothing_else() {
     };
     eventually(inflight);
 
-    ask_for(Point::Tick);
+    ask_for(Point::Housekeeping);
     eventually(|| panics() == 4);
+    assert_eq!(ask(address, "/").0, 200, "the only worker goes on");
+    ask_for(Point::Tick);
+    eventually(|| panics() == 5);
     ask_for(Point::Admin);
     assert_eq!(ask(admin, "/healthz").0, 0);
     assert_eq!(ask(admin, "/healthz").0, 200);
     ask_for(Point::Reload);
     running.reload();
-    eventually(|| panics() == 6);
+    eventually(|| panics() == 7);
     let rule = "rules: [{ name: r, when: { method: GET }, action: block, status: 402 }]\n";
     std::fs::write(folder.join("rules/r.yaml"), rule).unwrap();
     eventually(|| ask(address, "/").0 == 402);

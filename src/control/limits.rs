@@ -8,8 +8,13 @@ use tidegate_engine::capacity::{AdaptiveLimit, WindowSample};
 use tidegate_engine::time::Instant;
 
 use super::TICK;
-use crate::service::VitalSigns;
+use crate::service::{Lane, RECENT, VitalSigns};
 use crate::setup::Setup;
+
+const _: () = assert!(
+    RECENT.as_millis() == TICK.as_millis(),
+    "what is counted is of one tick"
+);
 
 /// The limits of all services.
 #[derive(Debug, Default)]
@@ -47,16 +52,20 @@ impl Limits {
             followed.limit.set_bounds(min, max);
             let before = std::mem::replace(&mut followed.signs, signs);
             let waited_us = signs.duration_us - before.duration_us;
-            let overloaded_us = signs.overloaded_us - before.overloaded_us;
+            let unanswered_us = signs.unanswered_us - before.unanswered_us;
             let failed = signs.overloaded - before.overloaded;
-            // As many as were there on the average (Little's law, 1961), or are now.
-            let on_average = waited_us as f64 / 1e6 / TICK.as_secs_f64();
+            let unjudged = signs.unjudged - before.unjudged;
+            // As many as were there on the average (Little's law, 1961), or are now. Of who waited long,
+            // only what was in this tick counts.
+            let recent_us = signs.recent_us - before.recent_us;
+            let on_average = recent_us as f64 / 1e6 / TICK.as_secs_f64();
+            let waiting = service.lane(Lane::Normal).waiting();
             let sample = WindowSample {
-                count: (signs.finished - before.finished).saturating_sub(failed),
-                latency_sum: Duration::from_micros(waited_us.saturating_sub(overloaded_us)),
+                count: (signs.finished - before.finished).saturating_sub(failed + unjudged),
+                latency_sum: Duration::from_micros(waited_us.saturating_sub(unanswered_us)),
                 in_flight_max: (service.taken() as u64).max(on_average.ceil() as u64),
                 failed,
-                refused: signs.shed - before.shed + service.waiting() as u64,
+                refused: signs.held_back - before.held_back + waiting as u64,
             };
             service.follow(followed.limit.tick(&sample, now), now);
         }

@@ -71,12 +71,16 @@ impl Place {
     }
 
     /// Moves to the lane of large bodies, where a place is free. False: there is none.
-    pub(crate) fn move_to_large(&mut self) -> bool {
-        let is_free = self.inside.0.shared.enter(Lane::Large);
+    pub(crate) fn move_to_large(&mut self) -> Result<bool, Shed> {
+        let service = &self.inside.0;
+        if service.overload.sheds(service.priority.get(), Lane::Large) {
+            return Err(Shed::Memory);
+        }
+        let is_free = service.shared.enter(Lane::Large);
         if is_free {
             self.moved_to_large(false);
         }
-        is_free
+        Ok(is_free)
     }
 
     /// Waits for a place in the lane of large bodies. `None`: too many do.
@@ -135,7 +139,8 @@ pub(crate) fn admit(
     (flow, now): (u64, Instant),
     bytes: impl FnOnce() -> u64,
 ) -> Admission {
-    match service.overload.enter(service.priority.get(), lane) {
+    let own = || service.shared.at_upstream() + service.shared.waiting();
+    match service.overload.enter(service.priority.get(), lane, own) {
         Ok(()) => {}
         Err(Scarce::Inflight) => return Admission::Shed(Shed::Priority),
         Err(Scarce::Memory) => return Admission::Shed(Shed::Memory),

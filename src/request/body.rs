@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
 
-use super::admit::Place;
+use super::admit::{Place, Shed};
 use super::guard::ConnectionState;
 use super::observe::Observation;
 use crate::alarm::Alarm;
@@ -53,22 +53,35 @@ pub(crate) enum BodyError {
     /// There are more bytes than may be.
     #[error("the body is longer than {0} bytes")]
     TooLarge(u64),
-    /// It is large, and too many large ones are on their way.
-    #[error("there is no room for another large body")]
-    NoRoom,
+    /// It is large, and there is no place for it.
+    #[error("there is no place for another large body")]
+    Shed,
 }
 
-/// How a client failed to finish its request.
+/// What a request's body may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyLimits {
+    /// How long it is at most; in bytes.
+    pub(crate) max: u64,
+    /// From how many bytes on it travels in the lane of large ones.
+    pub(crate) large: u64,
+    /// How long it may wait for a place there.
+    pub(crate) queue_timeout: Duration,
+    /// How long it may make no progress.
+    pub(crate) idle_timeout: Duration,
+}
+
+/// Why a request's body did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyFault {
-    /// It broke off.
+    /// The client broke off.
     Broken,
-    /// It stalled.
+    /// The client stalled.
     Stalled,
-    /// It sent more than may be.
+    /// The client sent more than may be.
     TooLarge,
-    /// It sent much while others did.
-    NoRoom,
+    /// It turned out large, and got no place among the large ones.
+    Shed(Shed),
 }
 
 impl BodyFault {
@@ -78,7 +91,7 @@ impl BodyFault {
             Self::Broken => 400,
             Self::Stalled => 408,
             Self::TooLarge => 413,
-            Self::NoRoom => 503,
+            Self::Shed(_) => 503,
         }
     }
 
@@ -89,12 +102,13 @@ impl BodyFault {
 }
 
 /// What is known of a request's body while the upstream reads it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct BodyProgress {
-    /// What the client did wrong.
+    /// Why it will not come to its end.
     pub(crate) fault: Cell<Option<BodyFault>>,
-    /// Whether the last byte was read.
-    pub(crate) is_done: Cell<bool>,
+    began: Instant,
+    /// How long it took to its last byte, once that was read.
+    took: Cell<Option<Duration>>,
     /// Frames read so far.
     pub(crate) frames: Cell<u64>,
     /// The client's connection, where the answer was complete before the body.
@@ -105,8 +119,11 @@ pub(crate) struct BodyProgress {
 
 thread_local! {
     /// The progress of all requests without a body: there is nothing to tell one from another.
-    static NO_BODY: Rc<BodyProgress> =
-        Rc::new(BodyProgress { is_done: Cell::new(true), ..BodyProgress::default() });
+    static NO_BODY: Rc<BodyProgress> = {
+        let nothing = BodyProgress::begin(None);
+        nothing.took.set(Some(Duration::ZERO));
+        Rc::new(nothing)
+    };
 }
 
 impl BodyProgress {
@@ -115,14 +132,40 @@ impl BodyProgress {
         if body.is_end_stream() {
             NO_BODY.with(Rc::clone)
         } else {
-            Rc::new(Self {
-                place: RefCell::new(place.take()),
-                ..Self::default()
-            })
+            Rc::new(Self::begin(place.take()))
         }
     }
 
-    /// Notes what the client did wrong, and returns the error for the upstream's side.
+    fn begin(place: Option<Place>) -> Self {
+        Self {
+            fault: Cell::new(None),
+            began: Instant::now(),
+            took: Cell::new(None),
+            frames: Cell::new(0),
+            answered: RefCell::new(None),
+            place: RefCell::new(place),
+        }
+    }
+
+    /// Returns whether the last byte was read.
+    pub(crate) fn is_done(&self) -> bool {
+        self.took.get().is_some()
+    }
+
+    /// Returns how long it took to the last byte, once that was read.
+    pub(crate) fn took(&self) -> Option<Duration> {
+        self.took.get()
+    }
+
+    /// Notes that the last byte was read.
+    fn done(&self) {
+        if !self.is_done() {
+            self.took.set(Some(self.began.elapsed()));
+        }
+        self.end();
+    }
+
+    /// Notes why the body ends here, and returns the error for the upstream's side.
     fn fail(
         &self,
         fault: BodyFault,
@@ -219,7 +262,7 @@ impl ReplyBody {
         idle_timeout: Duration,
         observation: Observation,
     ) -> Self {
-        if !request.is_done.get() {
+        if !request.is_done() {
             // The client may read the answer only after it has sent everything.
             lease.detach();
         }
@@ -262,7 +305,7 @@ impl UpstreamReply {
         let Some(lease) = self.lease.take() else {
             return;
         };
-        if self.request.is_done.get() {
+        if self.request.is_done() {
             lease.give_back();
             observation.complete();
         } else {
@@ -288,7 +331,7 @@ impl UpstreamReply {
 /// Holds a connection on which a body is still being sent after its answer, as long as it gets on.
 async fn finish_upload(lease: Lease, request: Rc<BodyProgress>, limit: Duration) {
     let (mut frames, mut since) = (request.frames.get(), Instant::now());
-    while !request.is_done.get() && !lease.is_closed() {
+    while !request.is_done() && !lease.is_closed() {
         sleep(limit.min(UPLOAD_CHECK_INTERVAL)).await;
         if request.frames.get() != frames {
             (frames, since) = (request.frames.get(), Instant::now());
@@ -296,7 +339,7 @@ async fn finish_upload(lease: Lease, request: Rc<BodyProgress>, limit: Duration)
             return;
         }
     }
-    if request.is_done.get() {
+    if request.is_done() {
         lease.give_back();
     }
 }

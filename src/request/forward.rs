@@ -9,24 +9,23 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::body::{BodyProgress, ReplyBody, RequestBody};
+use super::body::{BodyLimits, BodyProgress, ReplyBody, RequestBody};
 use super::headers::prepare_response;
 use super::observe::Observation;
-use crate::settings::Bodies;
 use crate::upstream::{Lease, Upstream, UpstreamError};
 
 /// Forwards a prepared request. On failure the observation comes back for the refusal.
 pub(crate) async fn forward(
     upstream: &Rc<Upstream>,
     request: Request<Incoming>,
-    bodies: Bodies,
+    limits: BodyLimits,
     request_id: &HeaderValue,
     mut observation: Observation,
     retried: impl FnOnce(),
 ) -> Result<Response<ReplyBody>, (UpstreamError, Observation)> {
     let progress = BodyProgress::of(request.body(), &mut observation.place);
-    let idle_timeout = upstream.spec.idle_timeout;
-    let mut request = request.map(|body| RequestBody::new(body, bodies, idle_timeout, &progress));
+    observation.forwarded(&progress);
+    let mut request = request.map(|body| RequestBody::new(body, limits, &progress));
     if matches!(request.body(), RequestBody::Streamed(_))
         && !request.headers().contains_key(CONTENT_LENGTH)
     {
@@ -50,7 +49,7 @@ pub(crate) async fn forward(
     prepare_response(&mut head.headers, request_id, head.version);
     // The version is that of one connection; the client's is not the upstream's.
     head.version = Version::HTTP_11;
-    let body = ReplyBody::upstream(incoming, lease, progress, idle_timeout, observation);
+    let body = ReplyBody::upstream(incoming, lease, progress, limits.idle_timeout, observation);
     Ok(Response::from_parts(head, body))
 }
 
@@ -67,7 +66,7 @@ async fn exchange(
     // moved for every request.
     let mut lease = match upstream.idle_connection() {
         Ok(lease) => lease,
-        Err(reserved) => Box::pin(upstream.connection(reserved, false)).await?,
+        Err(chosen) => Box::pin(upstream.connection(chosen)).await?,
     };
     let may_repeat = lease.is_reused
         && matches!(request.body(), RequestBody::Empty)
@@ -98,7 +97,7 @@ async fn exchange(
     };
     retried();
     Box::pin(async move {
-        let mut lease = upstream.connection(None, true).await?;
+        let mut lease = upstream.connection(None).await?;
         match send(upstream, &mut lease, again, progress).await {
             Ok(response) => {
                 lease.answered(response.status());
@@ -139,11 +138,14 @@ async fn send(
         loop {
             ready!(lease.poll_until(deadline, cx));
             // A body on its way puts the deadline off: it is for the answer, which nobody can
-            // expect before the last byte of the question.
-            if progress.is_done.get() || progress.frames.get() == read_before {
+            // expect before the last byte of the question. Where that is not the upstream's doing, who
+            // holds it up has a deadline of its own (`StreamedBody`).
+            let read = progress.frames.get();
+            let is_held_up = !progress.is_done() && !lease.is_blocked();
+            if read == read_before && !is_held_up {
                 return Poll::Ready(None);
             }
-            read_before = progress.frames.get();
+            read_before = read;
             deadline = Instant::now() + limit;
         }
     });

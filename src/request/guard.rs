@@ -13,7 +13,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::LazyLock;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use memchr::memmem::Finder;
@@ -33,8 +33,8 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// How long a client may take none of the bytes that are ready for it, where its service says nothing
-/// else. Without an end, a few hundred
-/// clients that do not read would hold all connections to an upstream.
+/// else. Without an end, a few hundred clients that do not read would hold all connections to an
+/// upstream.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of an unread body is thrown away so that its sender can read the refusal.
 const LINGER_BYTES: u64 = 256 * 1024;
@@ -77,6 +77,9 @@ pub(crate) struct ConnectionState {
     write_timeout: Cell<Duration>,
     /// Whether the client takes its answer.
     pub(crate) outlet: Outlet,
+    /// Who reads while a request with a body is served: its end may be noted by another task, and from
+    /// then on there is a deadline.
+    reader: RefCell<Option<Waker>>,
 }
 
 impl ConnectionState {
@@ -92,6 +95,7 @@ impl ConnectionState {
             timed_out: Cell::new(false),
             write_timeout: Cell::new(WRITE_TIMEOUT),
             outlet: Outlet::default(),
+            reader: RefCell::new(None),
         })
     }
 
@@ -115,6 +119,9 @@ impl ConnectionState {
     pub(crate) fn idle(&self) {
         self.phase.set(Phase::Idle);
         self.deadline.set(self.now.get() + KEEP_ALIVE_TIMEOUT);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
         let mut head = self.head.borrow_mut();
         let served = if self.has_body.get() {
             None
@@ -214,6 +221,13 @@ impl<S> Guard<S> {
     /// Waits for the deadline; ready when it has passed.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.state.phase.get() == Phase::Serving {
+            if self.state.has_body.get() {
+                let mut reader = self.state.reader.borrow_mut();
+                match &mut *reader {
+                    Some(reader) => reader.clone_from(cx.waker()),
+                    None => *reader = Some(cx.waker().clone()),
+                }
+            }
             return Poll::Pending;
         }
         self.alarm.poll_until(self.state.deadline.get(), cx)
@@ -345,5 +359,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The last byte of a body may be read by the client's task and its end be noted by the upstream's:
+    /// whoever reads must look at the deadline that there is from then on.
+    #[tokio::test]
+    async fn whoever_reads_is_woken_when_another_task_makes_the_connection_idle() {
+        let state = ConnectionState::new(&Rc::new(Cell::new(Instant::now())));
+        let (_client, server) = tokio::io::duplex(64);
+        let mut guard = Guard::new(server, Rc::clone(&state));
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = &mut Context::from_waker(&waker);
+        let mut bytes = [0; 8];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        state.serving(true);
+        assert!(Pin::new(&mut guard).poll_read(cx, &mut buffer).is_pending());
+        assert!(!woken.0.load(Ordering::Relaxed));
+        state.idle();
+        assert!(woken.0.load(Ordering::Relaxed));
     }
 }

@@ -17,17 +17,20 @@ use tidegate_engine::request::RequestFacts;
 use tidegate_engine::time::Instant;
 
 use super::admit::{Place, Shed};
+use super::body::BodyProgress;
 use super::guard::ConnectionState;
 use super::inflight::Ticket;
 use super::service::Service;
 use crate::access_log::AccessLog;
 use crate::clock::Clock;
 use crate::metrics::Side;
-use crate::service::Ending;
+use crate::service::{Ending, Lane};
 use crate::upstream::Upstream;
 
 /// The longest value in a log line, in bytes; the rest is cut and `…` put in its place.
 const LOGGED_BYTES_MAX: usize = 512;
+/// An answer that broke off or stalled, in metrics and logs.
+const BROKE_OFF: &str = "http_response_incomplete";
 /// Line buffers that are kept for the next requests.
 const LINES_KEPT: usize = 64;
 
@@ -102,7 +105,8 @@ impl Observer {
             ticket: Some(ticket),
             admitted: began,
             place: None,
-            answered_after: None,
+            upload: None,
+            answered: None,
             outcome: "forward",
             status: 0,
             bytes_sent: 0,
@@ -214,8 +218,10 @@ pub(crate) struct Observation {
     admitted: Instant,
     /// Its place in the service, once it has one.
     pub(crate) place: Option<Place>,
-    /// How long the upstream took to begin its answer; how fast the client reads is not its doing.
-    answered_after: Option<Duration>,
+    /// The request's body, on its way to the upstream.
+    upload: Option<Rc<BodyProgress>>,
+    /// When the upstream began its answer; how fast the client reads is not its doing.
+    answered: Option<Instant>,
     /// One of [`crate::metrics::OUTCOMES`].
     pub(crate) outcome: &'static str,
     /// The status that the client gets; 0 until there is one.
@@ -236,11 +242,17 @@ impl Observation {
         self.place = Some(place);
     }
 
-    /// Notes that the request gets no place.
-    pub(crate) fn shed(&mut self, why: Shed) {
+    /// Notes that the request gets no place, in which lane it asked for one.
+    pub(crate) fn shed(&mut self, why: Shed, lane: Lane) {
         self.outcome = "shed";
-        self.service.shared.vitals.shed();
+        let by_its_limit = lane == Lane::Normal && matches!(why, Shed::Full | Shed::Waited);
+        self.service.shared.vitals.shed(by_its_limit);
         self.service.shed(why);
+    }
+
+    /// Notes that the request is on its way to the upstream, its body behind it.
+    pub(crate) fn forwarded(&mut self, upload: &Rc<BodyProgress>) {
+        self.upload = Some(Rc::clone(upload));
     }
 
     /// Notes that the request is ended because nothing moved.
@@ -251,7 +263,28 @@ impl Observation {
     /// Notes that the upstream has begun its answer.
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = status;
-        self.answered_after = Some(self.observer.clock.now().since(self.admitted));
+        self.answered = Some(self.observer.clock.now());
+    }
+
+    /// Returns how the request ended for the upstream, and how long it had for its answer: from the last
+    /// byte of the request on, for how fast a client sends is not the upstream's doing.
+    fn ending(&self, now: Instant) -> (Ending, Duration) {
+        let upload = self.upload.as_ref().map(|upload| upload.took());
+        let ending = match self.status {
+            502..=504 => Ending::Overloaded,
+            _ if self.fault == BROKE_OFF => Ending::Overloaded,
+            500.. => Ending::Failed,
+            _ if self.answered.is_some() && upload != Some(None) => Ending::Good,
+            _ => Ending::Unjudged,
+        };
+        let whole = self.answered.unwrap_or(now).since(self.admitted);
+        // Still on its way: the upstream has not been asked yet.
+        let waited = match upload {
+            Some(None) => Duration::ZERO,
+            Some(Some(took)) => whole.saturating_sub(took),
+            None => whole,
+        };
+        (ending, waited)
     }
 
     /// Ready when the client has taken what was handed to its connection so far.
@@ -275,7 +308,7 @@ impl Observation {
 
     /// Notes that the upstream broke off or stalled in the middle of its answer.
     pub(crate) fn upstream_broke_off(&mut self, upstream: &Upstream) {
-        self.fault = "http_response_incomplete";
+        self.fault = BROKE_OFF;
         upstream.failures.count(self.fault);
     }
 
@@ -295,18 +328,10 @@ impl Drop for Observation {
         if let Some(ticket) = self.ticket.take() {
             self.service.end(ticket, self.outcome, duration);
         }
-        let shared = &self.service.shared;
         self.place = None;
         if self.outcome == "forward" {
-            let ending = match self.status {
-                502..=504 => Ending::Overloaded,
-                _ if self.fault == "http_response_incomplete" => Ending::Overloaded,
-                500.. => Ending::Failed,
-                _ => Ending::Good,
-            };
-            let waited = self.answered_after;
-            let waited = waited.unwrap_or_else(|| now.since(self.admitted));
-            shared.vitals.finished(ending, waited);
+            let (ending, waited) = self.ending(now);
+            self.service.shared.vitals.finished(ending, waited);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";

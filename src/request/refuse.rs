@@ -217,7 +217,6 @@ impl Refuse {
                 "The service has no room for this request now.",
             ),
             504 => ("Gateway Timeout", "The service did not answer in time."),
-            413 => TOO_LARGE,
             400 | 408 => (
                 "Incomplete request",
                 "The request's body did not arrive whole.",

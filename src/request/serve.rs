@@ -16,7 +16,7 @@ use tidegate_engine::verdict::Verdict;
 
 use super::accept::{Connection, READ_BUFFER_BYTES};
 use super::admit::{Admission, admit};
-use super::body::ReplyBody;
+use super::body::{BodyFault, BodyLimits, ReplyBody};
 use super::forward::forward;
 use super::headers::{Fields, ForwardedFacts, RequestIds, prepare_request, request_id};
 use super::identify::{Identify, Readable};
@@ -30,8 +30,7 @@ use crate::faults::{self, Point};
 use crate::handover::PolicyReader;
 use crate::metrics::Metrics;
 use crate::service::Lane;
-use crate::settings::Bodies;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamError, chain};
 
 /// How long a tarpitted request is held before its connection is closed.
 const TARPIT_DELAY: Duration = Duration::from_secs(20);
@@ -79,9 +78,7 @@ pub(crate) struct Worker {
 pub(crate) struct Destination {
     pub(crate) service: Rc<Service>,
     pub(crate) upstream: Rc<Upstream>,
-    pub(crate) bodies: Bodies,
-    /// How long a request may wait for its place.
-    pub(crate) queue_timeout: Duration,
+    pub(crate) bodies: BodyLimits,
 }
 
 /// What was decided about a request, and what later stages need of it.
@@ -169,7 +166,9 @@ impl Worker {
                 };
                 let place = match admit(&to.service, lane, asks, bytes) {
                     Admission::Admitted(place) => Ok(place),
-                    Admission::Waits(pending) => Box::pin(pending.wait(to.queue_timeout)).await,
+                    Admission::Waits(pending) => {
+                        Box::pin(pending.wait(to.bodies.queue_timeout)).await
+                    }
                     Admission::Shed(why) => Err(why),
                 };
                 match place {
@@ -181,7 +180,7 @@ impl Worker {
                             .await)
                     }
                     Err(why) => {
-                        observation.shed(why);
+                        observation.shed(why, lane);
                         let response = self.refuse.shed(&id, observation);
                         Ok(self.answer(request, response, &connection).await)
                     }
@@ -336,13 +335,26 @@ impl Worker {
         match forward(upstream, request, to.bodies, id, observation, retries).await {
             Ok(response) => response,
             Err((error, mut observation)) => {
-                upstream.failures.count(error.word());
                 tracing::debug!(upstream = %upstream.spec.name, error = %chain(&error), "no answer");
-                observation.fault = error.word();
-                if let Some(side) = error.stalled() {
-                    observation.stalled(side);
-                }
-                let mut response = self.refuse.upstream(&error, id, observation);
+                let mut response = match error {
+                    // As where the length was announced: the upstream has no part in these.
+                    UpstreamError::ClientBody(BodyFault::Shed(why)) => {
+                        observation.shed(why, Lane::Large);
+                        self.refuse.shed(id, observation)
+                    }
+                    UpstreamError::ClientBody(BodyFault::TooLarge) => {
+                        observation.outcome = "invalid";
+                        Refuse::too_large(id, observation)
+                    }
+                    error => {
+                        upstream.failures.count(error.word());
+                        observation.fault = error.word();
+                        if let Some(side) = error.stalled() {
+                            observation.stalled(side);
+                        }
+                        self.refuse.upstream(&error, id, observation)
+                    }
+                };
                 if has_body {
                     // Bytes of it may still be under way, and their sender must see the answer.
                     connection.state.linger.set(true);
@@ -484,15 +496,4 @@ fn prepare(
         metrics.headers_dropped_total.inc_by(dropped as u64);
     }
     *request.version_mut() = Version::HTTP_11;
-}
-
-/// Writes an error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

@@ -19,12 +19,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::accept::{OpenConnections, accept};
 use super::address::TrustedProxies;
+use super::body::BodyLimits;
 use super::headers::RequestIds;
 use super::observe::Observer;
 use super::refuse::Refuse;
 use super::serve::{Destination, Worker};
 use super::service::Service;
 use crate::clock::Clock;
+use crate::faults::{self, Point};
 use crate::metrics::Metrics;
 use crate::overload::Overload;
 use crate::setup::{Destined, Setup};
@@ -292,14 +294,27 @@ fn destinations(
                 Upstream::new(spec, endpoints, common, Rc::clone(now), random)
             }
         };
+        let bodies = BodyLimits {
+            max: settings.bodies.max,
+            large: settings.bodies.large,
+            queue_timeout: settings.concurrency.queue_timeout,
+            idle_timeout: upstream.spec.idle_timeout,
+        };
         Rc::new(Destination {
             service,
             upstream,
-            bodies: settings.bodies,
-            queue_timeout: settings.concurrency.queue_timeout,
+            bodies,
         })
     });
     made.collect()
+}
+
+/// Does something that must not end the worker, whose clients have nothing to do with it. A panic is a
+/// bug of ours and counted as one.
+fn unharmed(what: &str, act: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err() {
+        tracing::error!("a worker failed to {what}; it goes on");
+    }
 }
 
 /// Does what must be done now and then, until the worker is drained or out of time.
@@ -323,16 +338,21 @@ async fn keep_house(
             changed = setups.changed(), if has_news => match changed {
                 Ok(()) => {
                     let setup = Arc::clone(&setups.borrow_and_update());
-                    if let Err(error) = bench.change_to(&setup) {
-                        tracing::error!(%error, "a worker cannot take the new settings over");
-                    }
+                    unharmed("take the new settings over", || {
+                        if let Err(error) = bench.change_to(&setup) {
+                            tracing::error!(%error, "a worker cannot take the new settings over");
+                        }
+                    });
                 }
                 // The control side has ended; what is in force stays.
                 Err(_gone) => has_news = false,
             },
         }
         bench.now.set(Instant::now());
-        bench.flush();
+        unharmed("tell what it counted", || {
+            faults::point(Point::Housekeeping);
+            bench.flush();
+        });
         let Some(deadline) = deadline else { continue };
         if open.count() == 0 {
             return;

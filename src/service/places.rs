@@ -132,7 +132,7 @@ impl Places {
     }
 
     fn take(&self) -> bool {
-        let limit = self.limit.load(Ordering::Relaxed);
+        let limit = self.limit.load(Ordering::SeqCst);
         let more = |taken| (taken < limit).then_some(taken + 1);
         // Not more than the limit even for a moment: who looks meanwhile would go away for nothing.
         let taken = self

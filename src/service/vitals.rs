@@ -4,15 +4,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Counts of forwarded requests that ended, since the start. Read as differences by the control side.
+///
+/// All workers write here for each request: apart from what they only read.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(crate) struct Vitals {
     finished: AtomicU64,
     failed: AtomicU64,
     overloaded: AtomicU64,
-    overloaded_us: AtomicU64,
+    unjudged: AtomicU64,
+    unanswered_us: AtomicU64,
     shed: AtomicU64,
+    held_back: AtomicU64,
     duration_us: AtomicU64,
+    recent_us: AtomicU64,
 }
+
+/// How far back [`VitalSigns::recent_us`] looks.
+pub(crate) const RECENT: Duration = Duration::from_millis(100);
 
 /// How a forwarded request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +32,9 @@ pub(crate) enum Ending {
     Failed,
     /// It gave no answer, or said that it has too much to do.
     Overloaded,
+    /// Nobody knows how it would have ended: the client left or did not finish its request, or the
+    /// answer came before the request's end.
+    Unjudged,
 }
 
 /// The counts at one moment.
@@ -34,32 +46,52 @@ pub struct VitalSigns {
     pub failed: u64,
     /// Of those, the ones that got no answer, or that there was too much to do.
     pub overloaded: u64,
-    /// How long these waited, summed up, in microseconds.
-    pub overloaded_us: u64,
+    /// Of those finished, the ones that say nothing of the upstream.
+    pub unjudged: u64,
+    /// How long the overloaded and the unjudged waited, summed up, in microseconds.
+    pub unanswered_us: u64,
     /// Requests besides that got no place.
     pub shed: u64,
-    /// How long they waited for their answers to begin, summed up, in microseconds.
+    /// Of those, the ones for which this service's own limit left none.
+    pub held_back: u64,
+    /// How long those finished waited for their answers to begin, from the last byte of the request on,
+    /// summed up, in microseconds.
     pub duration_us: u64,
+    /// How much of that was in the last [`RECENT`] before each began to be answered.
+    pub recent_us: u64,
 }
 
 impl Vitals {
-    /// Counts a forwarded request that ended.
-    pub(crate) fn finished(&self, ending: Ending, duration: Duration) {
-        self.finished.fetch_add(1, Ordering::Relaxed);
-        let micros = duration.as_micros() as u64;
-        self.duration_us.fetch_add(micros, Ordering::Relaxed);
-        if ending != Ending::Good {
-            self.failed.fetch_add(1, Ordering::Relaxed);
+    /// Counts a forwarded request that ended, and how long it waited for its answer to begin.
+    pub(crate) fn finished(&self, ending: Ending, waited: Duration) {
+        let add = |count: &AtomicU64, more| count.fetch_add(more, Ordering::Relaxed);
+        let micros = waited.as_micros() as u64;
+        add(&self.finished, 1);
+        add(&self.duration_us, micros);
+        add(&self.recent_us, waited.min(RECENT).as_micros() as u64);
+        match ending {
+            Ending::Good => return,
+            Ending::Failed => {
+                add(&self.failed, 1);
+                return;
+            }
+            Ending::Overloaded => {
+                add(&self.failed, 1);
+                add(&self.overloaded, 1);
+            }
+            Ending::Unjudged => {
+                add(&self.unjudged, 1);
+            }
         }
-        if ending == Ending::Overloaded {
-            self.overloaded.fetch_add(1, Ordering::Relaxed);
-            self.overloaded_us.fetch_add(micros, Ordering::Relaxed);
-        }
+        add(&self.unanswered_us, micros);
     }
 
-    /// Counts a request that got no place.
-    pub(crate) fn shed(&self) {
+    /// Counts a request that got no place, and whether the service's own limit left it none.
+    pub(crate) fn shed(&self, was_held_back: bool) {
         self.shed.fetch_add(1, Ordering::Relaxed);
+        if was_held_back {
+            self.held_back.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Reads all counts.
@@ -68,9 +100,12 @@ impl Vitals {
             finished: self.finished.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             overloaded: self.overloaded.load(Ordering::Relaxed),
-            overloaded_us: self.overloaded_us.load(Ordering::Relaxed),
+            unjudged: self.unjudged.load(Ordering::Relaxed),
+            unanswered_us: self.unanswered_us.load(Ordering::Relaxed),
             shed: self.shed.load(Ordering::Relaxed),
+            held_back: self.held_back.load(Ordering::Relaxed),
             duration_us: self.duration_us.load(Ordering::Relaxed),
+            recent_us: self.recent_us.load(Ordering::Relaxed),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Asks endpoints whether they are well, on the control side and the way requests go: the same
 //! connection, the same TLS.
 
-use std::error::Error;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,9 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::Endpoints;
 use super::connect::{Stream, connect};
 use super::endpoint::Endpoint;
+use super::{Endpoints, chain};
 use crate::settings::Health;
 
 /// What a check says it is.
@@ -58,7 +57,15 @@ pub(super) async fn keep(endpoints: Arc<Endpoints>, health: Health) {
                     Ok(Err(fault)) => Some(fault),
                     Err(_elapsed) => Some(Fault::Late),
                 };
-                let fault = fault.map(|fault| with_cause(&fault));
+                if let Some(Fault::Connect(error)) = &fault
+                    && error.is_our_own_fault()
+                {
+                    // It says nothing of the endpoint, and must not take it away as well.
+                    let (endpoint, error) = (&endpoint.name, chain(error));
+                    tracing::warn!(%endpoint, %error, "a health check cannot be made from here");
+                    return;
+                }
+                let fault = fault.map(|fault| chain(&fault));
                 endpoints.checked(&endpoint, fault.as_deref(), endpoints.clock.now());
             });
         }
@@ -117,14 +124,4 @@ where
         }
     })
     .await
-}
-
-fn with_cause(fault: &Fault) -> String {
-    let mut text = fault.to_string();
-    let mut next = fault.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

@@ -69,9 +69,8 @@ fn watch(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether a connection failed for want of something on our side: descriptors, ports,
-/// memory. The endpoint has nothing to do with that.
-pub(crate) fn is_our_own_fault(error: &io::Error) -> bool {
+/// Returns whether a connection failed for want of something on our side: descriptors, ports, memory.
+pub(super) fn is_for_want_of_resources(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let ours = [
         Errno::MFILE,

@@ -81,7 +81,8 @@ impl Endpoints {
         let tls = spec.tls.as_ref().map(TlsClient::new).transpose()?;
         let series = Series::new(metrics, &spec.name);
         series.breaker_open.set(0);
-        let known = before.map(|before| before.names.lock().clone());
+        let mut known = before.map_or_else(HashMap::new, |before| before.names.lock().clone());
+        known.retain(|name, _| spec.endpoints.iter().any(|place| place.address == *name));
         let is_check_believed = before.is_some_and(|before| {
             before.spec.health == spec.health && before.is_check_believed.load(Ordering::Relaxed)
         });
@@ -92,7 +93,7 @@ impl Endpoints {
             series,
             list: ArcSwap::default(),
             generation: AtomicU64::new(0),
-            names: Mutex::new(known.unwrap_or_default()),
+            names: Mutex::new(known),
             found: Notify::new(),
             breaker: Breaker::default(),
             retries: Mutex::default(),
@@ -129,7 +130,7 @@ impl Endpoints {
         if addresses.len() > ADDRESSES_MAX {
             tracing::warn!(
                 upstream = %self.spec.name, %name, found = addresses.len(),
-                "the name has more than {ADDRESSES_MAX} addresses; the rest is not used"
+                "the name has more than {ADDRESSES_MAX} addresses; the others are not used"
             );
             addresses.truncate(ADDRESSES_MAX);
         }

@@ -20,26 +20,21 @@ pub(crate) struct Lease {
     /// Whether the connection carried requests before, and so may turn out closed.
     pub(crate) is_reused: bool,
     stay: Stay,
-    place: Place,
-}
-
-/// The right to use one connection, as long as it lives.
-#[derive(Debug)]
-pub(super) struct Place(pub(super) Rc<Upstream>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.free_place();
-    }
+    upstream: Rc<Upstream>,
 }
 
 impl Lease {
-    pub(super) fn new(link: Box<Link>, is_reused: bool, stay: Stay, place: Place) -> Self {
+    pub(super) fn new(
+        link: Box<Link>,
+        is_reused: bool,
+        stay: Stay,
+        upstream: &Rc<Upstream>,
+    ) -> Self {
         Self {
             link,
             is_reused,
             stay,
-            place,
+            upstream: Rc::clone(upstream),
         }
     }
 
@@ -67,6 +62,11 @@ impl Lease {
         &mut self.link.head_copy
     }
 
+    /// Returns whether the endpoint takes nothing of what it is sent.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.link.is_blocked()
+    }
+
     /// Returns whether the connection cannot be used again.
     pub(crate) fn is_closed(&self) -> bool {
         self.link.is_closed()
@@ -79,7 +79,7 @@ impl Lease {
 
     /// Returns the upstream of the connection.
     pub(crate) fn upstream(&self) -> &Upstream {
-        &self.place.0
+        &self.upstream
     }
 
     /// Notes that the endpoint began an answer with this status.
@@ -89,7 +89,7 @@ impl Lease {
         seat.answered(is_good);
         if seat.endpoint.view().is_troubled {
             self.stay.has_told();
-            self.place.0.endpoints.answered(&seat.endpoint, is_good);
+            self.upstream.endpoints.answered(&seat.endpoint, is_good);
         }
     }
 
@@ -98,7 +98,7 @@ impl Lease {
         let seat = &self.stay.seat;
         seat.answered(false);
         self.stay.has_told();
-        self.place.0.endpoints.failed(&seat.endpoint);
+        self.upstream.endpoints.failed(&seat.endpoint);
     }
 
     /// Notes that an answer broke off or stalled.
@@ -109,9 +109,12 @@ impl Lease {
     /// Gives the connection back after the answer's last byte was read.
     pub(crate) fn give_back(self) {
         let Self {
-            link, stay, place, ..
+            link,
+            stay,
+            upstream,
+            ..
         } = self;
-        let now = place.0.now();
+        let now = upstream.now();
         if !link.is_closed() && !link.is_old(now) {
             stay.seat.keep(link, now);
         }

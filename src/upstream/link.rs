@@ -181,6 +181,11 @@ impl Link {
         self.drive.poll(cx);
     }
 
+    /// Returns whether the endpoint takes nothing of what it is sent.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.outlet.is_blocked()
+    }
+
     /// Returns whether a request may be sent.
     pub(super) fn is_ready(&self) -> bool {
         self.sender.is_ready()

@@ -1,5 +1,8 @@
-//! One worker's connections to the upstream of one service: which endpoint a request goes to, and how many may be on
-//! their way.
+//! One worker's connections to the upstream of one service: which endpoint a request goes to, and over
+//! which connection.
+//!
+//! How many are in use at once is not bounded here: each is used by a request that has a place in its
+//! service. How many may be open, [`Overload`] says.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,14 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::balance::{Candidate, pick};
 use super::breaker::Permit;
-use super::connect::{connect, is_our_own_fault};
+use super::connect::connect;
 use super::endpoint::Endpoint;
-use super::lease::{Lease, Place};
+use super::lease::Lease;
 use super::link::{Link, Open};
 use super::seat::{Seat, Stay};
 use super::{Endpoints, UpstreamError};
@@ -22,12 +24,6 @@ use crate::metrics::{Metrics, UpstreamFailures};
 use crate::overload::Overload;
 use crate::settings::Upstream as UpstreamSpec;
 
-/// The most connections of one worker to one upstream in use at once.
-///
-/// 512 × about 20 KiB of buffers = 10 MiB at worst.
-const CONNECTIONS_MAX: usize = 512;
-/// The most requests that wait for one of them.
-const WAITERS_MAX: usize = 1024;
 /// The most endpoints that one request tries to connect to.
 const CONNECT_TRIES_MAX: usize = 5;
 /// How much longer or shorter than the age limit a connection may live, so that those that were made
@@ -47,40 +43,10 @@ pub(crate) struct Upstream {
     seats: RefCell<Vec<Rc<Seat>>>,
     /// Of which list of endpoints they are.
     generation: Cell<u64>,
-    in_use: Cell<usize>,
-    waiting: Cell<usize>,
-    /// Wakes the one that has waited longest when a place becomes free.
-    freed: Notify,
     /// Requests since everybody was told.
     sent: Cell<u64>,
     random: Cell<u64>,
     open: IntGauge,
-}
-
-/// A request's way to a connection that is not there yet.
-#[derive(Debug)]
-pub(crate) struct Reserved {
-    stay: Stay,
-    place: Place,
-}
-
-/// Counts one waiter as long as it lives, however its future ends.
-struct Waiter<'a>(&'a Cell<usize>);
-
-impl<'a> Waiter<'a> {
-    fn join(waiting: &'a Cell<usize>) -> Option<Self> {
-        if waiting.get() >= WAITERS_MAX {
-            return None;
-        }
-        waiting.set(waiting.get() + 1);
-        Some(Self(waiting))
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 /// An attempt to find out whether an unreachable upstream can be reached; given back where it ends
@@ -120,9 +86,6 @@ impl Upstream {
             now,
             seats: RefCell::default(),
             generation: Cell::new(u64::MAX),
-            in_use: Cell::new(0),
-            waiting: Cell::new(0),
-            freed: Notify::new(),
             sent: Cell::new(0),
             random: Cell::new(random | 1),
             open,
@@ -138,43 +101,32 @@ impl Upstream {
         self.now.get()
     }
 
-    /// Chooses an endpoint and returns the connection to it that was used last, where one is free at
-    /// once; otherwise what was chosen, where there is a place for one more.
-    pub(crate) fn idle_connection(self: &Rc<Self>) -> Result<Lease, Option<Reserved>> {
+    /// Chooses an endpoint and returns the connection to it that was used last, where one is free;
+    /// otherwise what was chosen.
+    pub(crate) fn idle_connection(self: &Rc<Self>) -> Result<Lease, Option<Stay>> {
         self.sent.set(self.sent.get() + 1);
-        if self.waiting.get() > 0 {
-            return Err(None);
-        }
-        let place = self.take_place().ok_or(None)?;
         let stay = self.choose(&[]).ok_or(None)?;
         match stay.seat.take_idle() {
-            Some(link) => Ok(Lease::new(link, true, stay, place)),
-            None => Err(Some(Reserved { stay, place })),
+            Some(link) => Ok(Lease::new(link, true, stay, self)),
+            None => Err(Some(stay)),
         }
     }
 
-    /// Returns a connection: an idle one that became free while waiting for a place, or a new one;
-    /// always a new one where `fresh` is asked for.
+    /// Makes a connection to the endpoint that was chosen, or to another one.
     pub(crate) async fn connection(
         self: &Rc<Self>,
-        reserved: Option<Reserved>,
-        fresh: bool,
+        chosen: Option<Stay>,
     ) -> Result<Lease, UpstreamError> {
         let deadline = Instant::now() + self.spec.connect_timeout;
-        let (stay, place) = if let Some(Reserved { stay, place }) = reserved {
-            (stay, place)
+        let stay = if let Some(stay) = chosen {
+            stay
         } else {
-            let place = self.place(deadline).await?;
             let found = timeout_at(deadline, self.endpoints.wait_for_any()).await;
             found.map_err(|_elapsed| UpstreamError::Unresolved)?;
-            let stay = self.choose(&[]).ok_or(UpstreamError::Unavailable)?;
-            (stay, place)
+            self.choose(&[]).ok_or(UpstreamError::Unavailable)?
         };
-        if !fresh && let Some(link) = stay.seat.take_idle() {
-            return Ok(Lease::new(link, true, stay, place));
-        }
         let (link, stay) = self.connect_any(stay, deadline).await?;
-        Ok(Lease::new(link, false, stay, place))
+        Ok(Lease::new(link, false, stay, self))
     }
 
     /// Connects to the endpoint that was chosen or, where that fails, to others; each gets its share
@@ -206,6 +158,10 @@ impl Upstream {
                 Ok(Err(error)) => error,
                 Err(_elapsed) => UpstreamError::ConnectTimeout(share),
             };
+            if error.is_our_own_fault() {
+                tracing::warn!(%error, upstream = %self.spec.name, "no connection can be made from here");
+                return Err(error);
+            }
             self.connect_failed(&stay, &error);
             failed.push(Arc::clone(&stay.seat.endpoint));
             // It ends before the next begins: who has failed has nothing under way.
@@ -225,12 +181,6 @@ impl Upstream {
 
     /// Notes why a connection could not be made.
     fn connect_failed(&self, stay: &Stay, error: &UpstreamError) {
-        if let UpstreamError::Connect(error) = error
-            && is_our_own_fault(error)
-        {
-            tracing::warn!(%error, upstream = %self.spec.name, "no connection can be made from here");
-            return;
-        }
         let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
         stay.has_told();
         self.endpoints
@@ -238,8 +188,9 @@ impl Upstream {
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Box<Link>, UpstreamError> {
-        let descriptor = self.overload.open_upstream();
-        let descriptor = descriptor.ok_or(UpstreamError::ConnectionLimit)?;
+        let own = || usize::try_from(self.open.get()).unwrap_or(0);
+        let descriptor = self.overload.open_upstream(own);
+        let descriptor = descriptor.ok_or(UpstreamError::NoDescriptor)?;
         let stream = connect(&self.endpoints, endpoint).await?;
         let retires = Instant::now() + self.age_limit();
         Link::begin(stream, Open::begin(&self.open, descriptor), retires).await
@@ -352,40 +303,6 @@ impl Upstream {
         let sent = self.sent.take();
         if sent > 0 || answers {
             self.endpoints.count(sent, answers);
-        }
-    }
-
-    fn take_place(self: &Rc<Self>) -> Option<Place> {
-        let in_use = self.in_use.get();
-        (in_use < CONNECTIONS_MAX).then(|| {
-            self.in_use.set(in_use + 1);
-            Place(Rc::clone(self))
-        })
-    }
-
-    /// Takes a place back.
-    pub(super) fn free_place(&self) {
-        self.in_use.set(self.in_use.get() - 1);
-        if self.waiting.get() > 0 {
-            self.freed.notify_one();
-        }
-    }
-
-    /// Waits for the right to use a connection, behind those who wait already.
-    async fn place(self: &Rc<Self>, deadline: Instant) -> Result<Place, UpstreamError> {
-        if self.waiting.get() == 0
-            && let Some(place) = self.take_place()
-        {
-            return Ok(place);
-        }
-        let _waiter = Waiter::join(&self.waiting).ok_or(UpstreamError::ConnectionLimit)?;
-        loop {
-            if timeout_at(deadline, self.freed.notified()).await.is_err() {
-                return Err(UpstreamError::ConnectionLimit);
-            }
-            if let Some(place) = self.take_place() {
-                return Ok(place);
-            }
         }
     }
 }

@@ -136,7 +136,7 @@ impl Drop for Seat {
 
 /// One request's stay with an endpoint, as long as it lives.
 #[derive(Debug)]
-pub(super) struct Stay {
+pub(crate) struct Stay {
     pub(super) seat: Rc<Seat>,
     /// Whether it is to find out if the endpoint is well again, and has not yet.
     is_probe: Cell<bool>,

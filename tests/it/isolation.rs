@@ -1,13 +1,11 @@
 //! Places, queues and lanes: a full service makes its own requests wait or go, and nobody else's.
 
-use std::time::Duration;
-
 use super::harness::{OK, Proxy, Setup, Upstream, Wire, eventually};
 
-const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\n\r\n";
+pub(super) const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\nX-App-Id: acme\r\n\r\n";
 
 /// Starts a proxy whose one service has these keys besides.
-fn start(upstream: std::net::SocketAddr, keys: &str) -> Proxy {
+pub(super) fn start(upstream: std::net::SocketAddr, keys: &str) -> Proxy {
     let service =
         format!("services: [{{ name: chat, match: [{{ path: / }}], upstream: chat, {keys} }}]");
     Setup {
@@ -17,20 +15,20 @@ fn start(upstream: std::net::SocketAddr, keys: &str) -> Proxy {
     .start()
 }
 
-fn shed(proxy: &Proxy, reason: &str) -> u64 {
+pub(super) fn shed(proxy: &Proxy, reason: &str) -> u64 {
     proxy.metric(&format!(
         "tidegate_shed_total{{reason=\"{reason}\",service=\"chat\"}}"
     ))
 }
 
 /// Sends a request without waiting for its answer.
-fn begin(proxy: &Proxy, request: &str) -> Wire {
+pub(super) fn begin(proxy: &Proxy, request: &str) -> Wire {
     let mut client = proxy.client();
     client.send(request);
     client
 }
 
-fn waiting(proxy: &Proxy, count: u64) {
+pub(super) fn waiting(proxy: &Proxy, count: u64) {
     let series = "tidegate_waiting_requests{service=\"chat\"}";
     eventually("so many wait", || proxy.metric(series) == count);
 }
@@ -186,125 +184,6 @@ overload: { memory_max: 1MiB }
     eventually("memory is not short", || {
         proxy.metric("tidegate_memory_pressure") == 0
     });
-}
-
-/// Announces a body and sends some of it.
-fn upload(proxy: &Proxy, length: usize, sent: usize) -> Wire {
-    let head = format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
-    let mut client = begin(proxy, &head);
-    client.send(vec![b'a'; sent]);
-    client
-}
-
-#[test]
-fn large_bodies_wait_for_each_other_and_nobody_for_them() {
-    let upstream = Upstream::new();
-    let proxy = start(
-        upstream.address,
-        "concurrency: { max: 1, queue: 4, queue_timeout: 20s }, large_body: 1KiB, large_bodies_max: 1",
-    );
-    let mut large = upload(&proxy, 4096, 100);
-    let mut of_large = upstream.accept();
-    of_large.head();
-    let mut another = upload(&proxy, 4096, 4096);
-    waiting(&proxy, 1);
-    let mut small = begin(&proxy, GET);
-    let mut of_small = upstream.accept();
-    of_small.request();
-    of_small.send(OK);
-    assert_eq!(small.response().status(), 200);
-    waiting(&proxy, 1);
-    large.send(vec![b'a'; 3996]);
-    of_large.exactly(4096);
-    of_large.send(OK);
-    assert_eq!(large.response().status(), 200);
-    // On the connection that became free last.
-    of_large.head();
-    of_large.exactly(4096);
-    of_large.send(OK);
-    assert_eq!(another.response().status(), 200);
-    waiting(&proxy, 0);
-}
-
-/// A body of unknown length gives its place back when it turns out large.
-#[test]
-fn a_body_that_turns_out_large_moves_over() {
-    let upstream = Upstream::new();
-    let proxy = start(
-        upstream.address,
-        "concurrency: { max: 1, queue: 4, queue_timeout: 20s }, large_body: 1KiB, large_bodies_max: 1",
-    );
-    let chunked = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let mut client = begin(&proxy, chunked);
-    let mut wire = upstream.accept();
-    client.send(format!("200\r\n{}\r\n", "a".repeat(0x200)));
-    wire.head();
-    let mut small = begin(&proxy, GET);
-    waiting(&proxy, 1);
-    client.send(format!("800\r\n{}\r\n1\r\na\r\n", "a".repeat(0x800)));
-    let mut of_small = upstream.accept();
-    of_small.request();
-    of_small.send(OK);
-    assert_eq!(small.response().status(), 200);
-    client.send("0\r\n\r\n");
-    wire.read_until(b"0\r\n\r\n");
-    wire.send(OK);
-    assert_eq!(client.response().status(), 200);
-}
-
-#[test]
-fn bodies_longer_than_the_service_takes_are_refused_announced_or_not() {
-    let upstream = Upstream::new();
-    let proxy = start(upstream.address, "body_max: 1KiB");
-    let mut announced = upload(&proxy, 2048, 0);
-    assert_eq!(announced.response().status(), 413);
-    upstream.expect_untouched();
-    let chunked = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let mut client = begin(&proxy, chunked);
-    client.send(format!("800\r\n{}\r\n", "a".repeat(0x800)));
-    let refused = client.response();
-    assert_eq!(refused.status(), 413);
-    assert!(
-        refused
-            .header("connection")
-            .is_some_and(|field| field == "close")
-    );
-    let mut fits = upload(&proxy, 1024, 1024);
-    let mut wire = loop {
-        let mut wire = upstream.accept();
-        if let Some(head) = wire.head_if_any()
-            && head.header("content-length").is_some()
-        {
-            break wire;
-        }
-    };
-    wire.exactly(1024);
-    wire.send(OK);
-    assert_eq!(fits.response().status(), 200);
-}
-
-/// Whoever sends a byte now and then makes no progress; a service that streams sets its own patience.
-#[test]
-fn a_dripping_body_is_ended_after_the_services_idle_timeout() {
-    let upstream = Upstream::new();
-    let proxy = start(upstream.address, "idle_timeout: 1s");
-    let mut client = upload(&proxy, 100_000, 10);
-    let mut wire = upstream.accept();
-    wire.head();
-    let mut drip = client.twin();
-    let dripping = std::thread::spawn(move || {
-        for _ in 0..60 {
-            if !drip.is_taken(b"a") {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        panic!("it was never ended");
-    });
-    assert_eq!(client.response().status(), 408);
-    dripping.join().expect("the drip was cut off");
-    let series = "tidegate_stalled_requests_total{service=\"chat\",side=\"client\"}";
-    proxy.metric_reaches(series, 1);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod replay;
 mod rules_command;
 mod settings_reload;
 mod timeouts;
+mod uploads;
 mod upstream_faults;
 mod upstream_tls;
 mod watching;

@@ -99,6 +99,9 @@ impl<T> FairQueue<T> {
             flows: self.bounds.flows,
             ..bounds
         };
+        for flow in self.longest.flows() {
+            self.reweigh(flow);
+        }
     }
 
     /// Returns how many wait, those included who waited too long and were not taken out yet.

@@ -3,17 +3,16 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{BodyError, BodyFault, BodyProgress, Patience, without_forbidden_trailers};
+use super::{BodyError, BodyFault, BodyLimits, BodyProgress, Patience, without_forbidden_trailers};
 use crate::outlet::Outlet;
 use crate::request::accept::READ_BUFFER_BYTES;
+use crate::request::admit::Shed;
 use crate::service::{Lane, Waiting};
-use crate::settings::Bodies;
 
 /// A request's body on its way to the upstream.
 #[derive(Debug)]
@@ -32,9 +31,9 @@ pub(crate) struct StreamedBody {
     /// Bytes since the deadline was put off last. Whoever drips puts nothing off.
     fresh_bytes: u64,
     bytes: u64,
-    limits: Bodies,
-    /// For a place among the large bodies.
-    waiting: Option<Waiting>,
+    limits: BodyLimits,
+    /// For a place among the large bodies, and not for ever.
+    waiting: Option<(Waiting, Patience)>,
     progress: Rc<BodyProgress>,
     /// The connection that it leaves by.
     outlet: Option<Rc<Outlet>>,
@@ -58,29 +57,36 @@ impl StreamedBody {
     }
 
     /// Sees to it that a body which turned out large is among the large ones before more of it is read.
-    /// Ready with false: there is no room.
-    fn poll_lane(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// An error: it gets no place there.
+    fn poll_lane(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Shed>> {
         let mut place = self.progress.place.borrow_mut();
         let Some(place) = place.as_mut().filter(|place| place.lane() == Lane::Normal) else {
-            return Poll::Ready(true);
+            return Poll::Ready(Ok(()));
         };
         if self.bytes <= self.limits.large {
-            return Poll::Ready(true);
+            return Poll::Ready(Ok(()));
         }
-        if let Some(waiting) = &mut self.waiting {
-            let moved = ready!(place.poll_move(waiting, cx));
-            self.waiting = None;
-            return Poll::Ready(moved);
+        if self.waiting.is_none() {
+            if place.move_to_large()? {
+                return Poll::Ready(Ok(()));
+            }
+            let waiting = place.wait_for_large(READ_BUFFER_BYTES as u64);
+            let waiting = waiting.ok_or(Shed::Full)?;
+            self.waiting = Some((waiting, Patience::new(self.limits.queue_timeout)));
+            // While it waits, it is not the client who lets nothing move.
+            self.patience.progress();
         }
-        if place.move_to_large() {
-            return Poll::Ready(true);
-        }
-        let Some(waiting) = place.wait_for_large(READ_BUFFER_BYTES as u64) else {
-            return Poll::Ready(false);
+        let Some((waiting, patience)) = &mut self.waiting else {
+            return Poll::Ready(Ok(()));
         };
-        self.patience.progress();
-        let waiting = self.waiting.insert(waiting);
-        let moved = ready!(place.poll_move(waiting, cx));
+        let moved = match place.poll_move(waiting, cx) {
+            Poll::Ready(true) => Ok(()),
+            Poll::Ready(false) => Err(Shed::Full),
+            Poll::Pending => {
+                ready!(patience.poll_exhausted(cx));
+                Err(Shed::Waited)
+            }
+        };
         self.waiting = None;
         Poll::Ready(moved)
     }
@@ -93,18 +99,12 @@ impl Drop for StreamedBody {
 }
 
 impl RequestBody {
-    /// Streams a client's body; it may make no progress for `idle_timeout`.
-    pub(crate) fn new(
-        incoming: Incoming,
-        limits: Bodies,
-        idle_timeout: Duration,
-        progress: &Rc<BodyProgress>,
-    ) -> Self {
+    /// Streams a client's body.
+    pub(crate) fn new(incoming: Incoming, limits: BodyLimits, progress: &Rc<BodyProgress>) -> Self {
         if incoming.is_end_stream() {
-            progress.is_done.set(true);
             return Self::Empty;
         }
-        let patience = Patience::new(idle_timeout);
+        let patience = Patience::new(limits.idle_timeout);
         Self::Streamed(Box::new(StreamedBody {
             incoming,
             patience,
@@ -143,13 +143,8 @@ impl Body for RequestBody {
             body.patience.progress();
             return Poll::Pending;
         }
-        match body.poll_lane(cx) {
-            Poll::Ready(true) => {}
-            Poll::Ready(false) => return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom),
-            Poll::Pending => {
-                ready!(body.patience.poll_exhausted(cx));
-                return body.progress.fail(BodyFault::NoRoom, BodyError::NoRoom);
-            }
+        if let Err(why) = ready!(body.poll_lane(cx)) {
+            return body.progress.fail(BodyFault::Shed(why), BodyError::Shed);
         }
         match Pin::new(&mut body.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -160,8 +155,7 @@ impl Body for RequestBody {
                 }
                 // Nobody asks again after the last byte of an announced length.
                 if body.incoming.is_end_stream() {
-                    body.progress.is_done.set(true);
-                    body.progress.end();
+                    body.progress.done();
                 }
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
             }
@@ -170,8 +164,7 @@ impl Body for RequestBody {
                 body.progress.fail(BodyFault::Broken, error)
             }
             Poll::Ready(None) => {
-                body.progress.is_done.set(true);
-                body.progress.end();
+                body.progress.done();
                 Poll::Ready(None)
             }
             Poll::Pending => {

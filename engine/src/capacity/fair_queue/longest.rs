@@ -23,6 +23,11 @@ impl Longest {
         self.heap.first().copied()
     }
 
+    /// Returns all flows that have one.
+    pub(super) fn flows(&self) -> Vec<u32> {
+        self.heap.iter().map(|(_, flow)| *flow).collect()
+    }
+
     /// Gives a flow its weight, whether it had one or not.
     pub(super) fn set(&mut self, flow: u32, weight: Weight) {
         let index = flow as usize;
