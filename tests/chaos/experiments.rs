@@ -41,7 +41,7 @@ pub(crate) const EXPERIMENTS: &[(&str, &str, Experiment)] = &[
     ("U9", "what a wire can do to an answer", upstreams::u9),
     ("M1", "ten times the knee", overload::m1),
     ("M2", "a trigger, and clients that send again", overload::m2),
-    ("M3", "a broken SDK on 50,000 addresses", overload::m3),
+    ("M3", "a broken SDK on thousands of addresses", overload::m3),
     ("M4", "everybody reconnects at once", overload::m4),
     ("M5", "large bodies beside small calls", overload::m5),
     (
@@ -63,6 +63,10 @@ pub(crate) const EXPERIMENTS: &[(&str, &str, Experiment)] = &[
     ("F4", "a panic", resources::f4),
 ];
 
+/// What a request that waits may cost, in bytes.
+pub(crate) const WAITING_BYTES_MAX: u64 = 64 * 1024;
+/// What is not to be had more exactly from outside: the allocator keeps pages for later.
+pub(crate) const MEMORY_NOISE_BYTES: u64 = 2 * 1024 * 1024;
 /// Sockets of clients, upstreams and fault proxies in this process, at worst.
 const OPEN_FILES: u64 = 16_000;
 

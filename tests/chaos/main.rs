@@ -1,6 +1,7 @@
 //! What happens when things go wrong, measured from outside: the built program between open-loop
 //! clients and upstreams that freeze, break, drown and come back. Each figure is taken before, during
-//! and after the fault, beside what was promised, and once more without the defence.
+//! and after the fault, beside what was promised, and once more without the defence, or where it cannot be
+//! taken away, without the fault or without the proxy.
 //!
 //! The short forms are ordinary tests and claim facts only: who was served, what was answered, what
 //! was held in memory. `make chaos` runs the whole, times included, and prints one table.
@@ -9,6 +10,7 @@ mod background;
 mod clients;
 mod experiments;
 mod fault_proxy;
+mod network;
 mod outcomes;
 mod proxy;
 mod settings;

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
 use crate::settings::Setup;
 
 /// How long a start may take on a busy machine.
@@ -107,23 +109,30 @@ impl Proxy {
         self.child.id()
     }
 
-    /// Returns the most that was resident at once, in bytes.
-    pub(crate) fn peak_bytes(&self) -> u64 {
-        let status = self.system().read("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kib.unwrap_or(0) * 1024
-    }
-
     /// Returns what the system says of it.
     pub(crate) fn system(&self) -> System {
         System(self.child.id())
     }
 
+    /// Bounds the descriptors that it may have open from now on, and what it might raise that to.
+    pub(crate) fn may_open(&self, descriptors: usize, at_most: usize) {
+        let limit = Rlimit {
+            current: Some(descriptors as u64),
+            maximum: Some(at_most as u64),
+        };
+        let process = Pid::from_raw(self.child.id() as i32);
+        prlimit(process, Resource::Nofile, limit).expect("a process of our own");
+    }
+
     /// Asks the admin API; `None` where it does not answer well.
     pub(crate) fn admin(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect_timeout(&self.admin, ADMIN_TIMEOUT).ok()?;
-        stream.set_read_timeout(Some(ADMIN_TIMEOUT)).ok()?;
+        self.admin_within(path, ADMIN_TIMEOUT)
+    }
+
+    /// Asks it and does not wait for longer than this.
+    pub(crate) fn admin_within(&self, path: &str, patience: Duration) -> Option<String> {
+        let mut stream = TcpStream::connect_timeout(&self.admin, patience).ok()?;
+        stream.set_read_timeout(Some(patience)).ok()?;
         let request =
             format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;

@@ -17,10 +17,14 @@ pub(crate) struct Service {
     /// Requests that may wait, and for how long; 0: none.
     pub(crate) queue: usize,
     pub(crate) queue_timeout: &'static str,
+    /// What all that wait may hold.
+    pub(crate) queue_bytes: &'static str,
     /// Whether the limit follows the upstream's latency: `on` or `off`.
     pub(crate) adaptive: &'static str,
     /// Longer bodies have a lane of their own.
     pub(crate) large_body: &'static str,
+    /// Who is shed last.
+    pub(crate) priority: &'static str,
     /// The upstream's timeouts.
     pub(crate) response_timeout: &'static str,
     pub(crate) idle_timeout: &'static str,
@@ -36,8 +40,10 @@ impl Service {
             max: 1024,
             queue: 0,
             queue_timeout: "500ms",
+            queue_bytes: "16MiB",
             adaptive: "on",
             large_body: "256KiB",
+            priority: "normal",
             response_timeout: "15s",
             idle_timeout: "30s",
         }
@@ -53,6 +59,18 @@ impl Service {
     pub(crate) fn with_queue(mut self, queue: usize, timeout: &'static str) -> Self {
         self.queue = queue;
         self.queue_timeout = timeout;
+        self
+    }
+
+    /// Makes it the last to be shed.
+    pub(crate) fn first(mut self) -> Self {
+        self.priority = "critical";
+        self
+    }
+
+    /// Bounds what all that wait may hold.
+    pub(crate) fn holding(mut self, queue_bytes: &'static str) -> Self {
+        self.queue_bytes = queue_bytes;
         self
     }
 
@@ -93,8 +111,9 @@ pub(crate) struct Setup {
     pub(crate) trusted_proxies: &'static str,
     /// A file of rules.
     pub(crate) rules: &'static str,
-    /// `memory_max` of `overload:`.
-    pub(crate) memory_max: &'static str,
+    /// `memory_max` and `connections_max` of `overload:`.
+    pub(crate) memory_max: String,
+    pub(crate) connections_max: usize,
     /// What a shell does before it becomes the proxy.
     pub(crate) before: &'static str,
 }
@@ -107,7 +126,8 @@ impl Setup {
             detection: "{ mode: off }",
             trusted_proxies: "[]",
             rules: "rules: []\n",
-            memory_max: "1GiB",
+            memory_max: "1GiB".to_owned(),
+            connections_max: 50_000,
             before: "",
         }
     }
@@ -139,12 +159,13 @@ services:
         for service in &self.services {
             service.write_upstream(&mut text);
         }
-        let memory_max = self.memory_max;
+        let (memory_max, connections_max) = (&self.memory_max, self.connections_max);
         // All clients here may come from one address.
         line(
             &mut text,
             format_args!(
-                "overload: {{ connections_per_address: 20000, memory_max: {memory_max} }}"
+                "overload: {{ connections_max: {connections_max}, connections_per_address: 20000, \
+                 memory_max: {memory_max} }}"
             ),
         );
         text
@@ -159,8 +180,10 @@ impl Service {
             max,
             queue,
             queue_timeout,
+            queue_bytes,
             adaptive,
             large_body,
+            priority,
             ..
         } = self;
         line(text, format_args!("  - name: {name}"));
@@ -168,12 +191,15 @@ impl Service {
         line(text, format_args!("    upstream: {name}"));
         let waiting = match queue {
             0 => "queue: 0".to_owned(),
-            _ => format!("queue: {queue}, queue_timeout: {queue_timeout}"),
+            _ => format!(
+                "queue: {queue}, queue_timeout: {queue_timeout}, queue_bytes: {queue_bytes}"
+            ),
         };
         line(
             text,
             format_args!("    concurrency: {{ max: {max}, adaptive: {adaptive}, {waiting} }}"),
         );
+        line(text, format_args!("    priority: {priority}"));
         line(text, format_args!("    large_body: {large_body}"));
         line(text, format_args!("    large_bodies_max: 8"));
         line(text, format_args!("    body_max: 2GiB"));

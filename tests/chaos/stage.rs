@@ -222,7 +222,7 @@ impl Seen {
     }
 
     /// Returns the median of resident memory from here to there.
-    fn usual(&self, range: (Duration, Duration)) -> u64 {
+    pub(crate) fn usual(&self, range: (Duration, Duration)) -> u64 {
         let mut all: Vec<u64> = self.between(range).map(|look| look.bytes).collect();
         all.sort_unstable();
         all.get(all.len() / 2).copied().unwrap_or(0)

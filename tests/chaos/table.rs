@@ -72,11 +72,6 @@ impl Figure {
         Self::new(what, promised, false)
     }
 
-    /// A fact that this build does not hold yet: claimed in the full form only, until it does.
-    pub(crate) fn not_yet(what: &str, promised: impl Display) -> Self {
-        Self::new(what, promised, false)
-    }
-
     /// Says what was measured in each phase.
     pub(crate) fn phases(
         mut self,
@@ -188,8 +183,11 @@ impl Table {
 
     /// Returns how many promises were missed, or not shown to be ours.
     pub(crate) fn missed(&self) -> usize {
-        let lines = self.lines.iter();
-        lines.filter(|(_, figure)| !figure.is_well()).count()
+        self.count(|figure| !figure.is_well())
+    }
+
+    fn count(&self, is: impl Fn(&Figure) -> bool) -> usize {
+        self.lines.iter().filter(|(_, figure)| is(figure)).count()
     }
 
     /// Writes all of it.
@@ -221,7 +219,13 @@ impl Table {
             let cells = cells.map(|(cell, width)| format!("{cell:width$}"));
             say(cells.collect::<Vec<String>>().join("  ").trim_end());
         }
-        say("");
+        let skipped = self.count(|figure| matches!(figure.verdict, Verdict::Skipped(_)));
+        say(&format!(
+            "\n{} figures: {} held, {} missed or not shown, {skipped} skipped\n",
+            self.lines.len(),
+            self.count(|figure| figure.verdict == Verdict::Held),
+            self.missed(),
+        ));
     }
 }
 

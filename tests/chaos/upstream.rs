@@ -85,9 +85,18 @@ impl Upstream {
         Self::closing_after(capacity, usize::MAX)
     }
 
+    /// Starts one at an address of its own, of those that are this machine.
+    pub(crate) fn start_at(address: Ipv4Addr, capacity: Capacity) -> Self {
+        Self::begin(address, capacity, usize::MAX)
+    }
+
     /// Starts one that closes a connection just when it is used once more than so many times.
     pub(crate) fn closing_after(capacity: Capacity, requests_per_connection: usize) -> Self {
-        let listener = bind().expect("a free port");
+        Self::begin(Ipv4Addr::LOCALHOST, capacity, requests_per_connection)
+    }
+
+    fn begin(address: Ipv4Addr, capacity: Capacity, requests_per_connection: usize) -> Self {
+        let listener = bind(address).expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let (frozen, is_frozen) = watch::channel(None);
         let arrived = Arc::<AtomicU64>::default();
@@ -127,9 +136,9 @@ impl Upstream {
 }
 
 /// Listens with room for all who may connect at once; std's 128 would make some of them wait.
-fn bind() -> io::Result<std::net::TcpListener> {
+fn bind(address: Ipv4Addr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    socket.bind(&SocketAddr::from((address, 0)).into())?;
     socket.listen(4096)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())

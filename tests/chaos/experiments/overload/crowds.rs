@@ -68,12 +68,12 @@ fn broken_sdk(proxy: &Proxy, per_second: f64, devices: u64) -> Load {
     load
 }
 
-fn start(upstream: &Upstream, rules: &'static str, detection: &'static str) -> Proxy {
+fn start(chat: Service, rules: &'static str, detection: &'static str) -> Proxy {
     Proxy::start(Setup {
         rules,
         detection,
         trusted_proxies: "[127.0.0.0/8]",
-        ..Setup::of(vec![Service::new("chat", "/chat/", upstream.address)])
+        ..Setup::of(vec![chat])
     })
 }
 
@@ -87,23 +87,35 @@ fn loose(scale: Scale, proxy: &Proxy, stage: Stage, devices: u64) -> (Stage, Out
     (stage, innocents.outcomes(), broken.outcomes())
 }
 
-/// M3: one version of one SDK on 50,000 addresses ignores every refusal. A limit holds it to its rate
+/// M3: one version of one SDK on thousands of addresses ignores every refusal. A limit holds it to its rate
 /// and nobody else notices; without one, the detector finds it.
 pub(crate) fn m3(scale: Scale, table: &mut Table) {
-    let upstream = Upstream::start(Capacity::PLENTY);
+    // More than the others and the limit need together, and less than the broken one sends.
+    let capacity = Capacity {
+        places: scale.pick(6, 20),
+        service_time: Duration::from_millis(20),
+    };
     let stage = || {
         scale.pick(
             Stage::short([0.4, 2.0, 0.4]),
             Stage::full(1, [1.0, 5.0, 1.0]),
         )
     };
-    let off = "{ mode: off }";
-    let proxy = start(&upstream, LIMIT_RULES, off);
-    let (stage_with, innocents, broken) = loose(scale, &proxy, stage(), ADDRESSES);
-    // What arrived and was not of the others.
-    let passed = upstream.arrived() as usize - innocents.good();
-    let proxy = start(&upstream, "rules: []\n", off);
-    let (_, _, control) = loose(scale, &proxy, stage(), ADDRESSES);
+    let run = |rules| {
+        let upstream = Upstream::start(capacity);
+        let chat = Service::new("chat", "/chat/", upstream.address);
+        let proxy = start(
+            chat.with_places(5 * capacity.places),
+            rules,
+            "{ mode: off }",
+        );
+        let (stage, innocents, broken) = loose(scale, &proxy, stage(), ADDRESSES);
+        // What arrived and was not of the others.
+        let passed = (upstream.arrived() as usize).saturating_sub(innocents.good());
+        (stage, innocents, broken, passed)
+    };
+    let (stage_with, innocents, broken, passed) = run(LIMIT_RULES);
+    let (control_stage, innocents_without, _, passed_without) = run("rules: []\n");
 
     let (from, to) = stage_with.phase(0, Phase::During);
     // The burst is there at the beginning, and the last requests come a little after the end.
@@ -116,18 +128,19 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
         )
         .during(format_args!("{passed} of {}", broken.len()))
         .control(
-            format_args!("no limit: {}", control.good()),
-            control.good() as f64 > bound,
+            format_args!("no limit: {passed_without}"),
+            passed_without as f64 > bound,
         )
         .held(passed > 0 && passed as f64 <= bound),
     );
     let [before, during, after] = stage_with.phases_of(&innocents);
+    let without = control_stage.all(&innocents_without, Phase::During);
     table.add(
         Figure::fact("errors of the others", 0)
             .phases(before.ends(), during.ends(), after.ends())
             .control(
-                format_args!("of it: {}", broken.ends()),
-                broken.errors() > 0,
+                format_args!("no limit: {}", without.ends()),
+                without.errors() > 0,
             )
             .held(innocents.errors() == 0),
     );
@@ -139,7 +152,8 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
 /// The same without a rule: the detector finds the source, and hits no other.
 fn detected(table: &mut Table) {
     let upstream = Upstream::start(Capacity::PLENTY);
-    let proxy = start(&upstream, "rules: []\n", "{ mode: auto, warmup: 5s }");
+    let chat = Service::new("chat", "/chat/", upstream.address);
+    let proxy = start(chat, "rules: []\n", "{ mode: auto, warmup: 5s }");
     let stage = Stage::full(1, [12.0, 8.0, 0.5]);
     let (begins, ends) = stage.phase(0, Phase::During);
     let mut blocked = None;
@@ -234,16 +248,28 @@ pub(crate) fn m4(scale: Scale, table: &mut Table) {
     let count = scale.pick(400, 4000);
     let upstream = Upstream::start(Capacity::PLENTY);
     let chat = Service::new("chat", "/chat/", upstream.address);
-    let mut proxy = Proxy::start(Setup::of(vec![chat]));
+    let mut proxy = Proxy::start(Setup::of(vec![chat.clone()]));
     let (before, ..) = reconnect(&proxy, count);
     proxy.kill_and_start_again();
     let (outcomes, took, bytes) = reconnect(&proxy, count);
+    drop(proxy);
+    // Where only half of them may be there.
+    let mut few = Proxy::start(Setup {
+        connections_max: count / 2,
+        ..Setup::of(vec![chat])
+    });
+    few.kill_and_start_again();
+    let (control, ..) = reconnect(&few, count);
     table.add(
         Figure::fact(
             "reconnecting clients are answered",
             format_args!("all of {count}"),
         )
         .phases(before.ends(), "killed", outcomes.ends())
+        .control(
+            format_args!("half may connect: {}", control.ends()),
+            control.good() < count,
+        )
         .held(outcomes.good() == count && before.good() == count),
     );
     table.add(

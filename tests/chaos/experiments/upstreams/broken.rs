@@ -1,6 +1,7 @@
 //! Upstreams that break off, talk nonsense, or are not there.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use crate::clients::Load;
 use crate::experiments::{kib, ms, percent, until_well};
@@ -40,6 +41,44 @@ fn beside_good_ones(scale: Scale, proxy: &Proxy, wish: &str) -> (Outcomes, Outco
     (bad, good, growth)
 }
 
+/// Asks for answers with something wrong past the proxy: what clients would get without it.
+fn straight(to: SocketAddr, wish: &str) -> Outcomes {
+    let target = format!("/chat/bad?do={wish}");
+    Load::get(to, "", 50.0)
+        .sending(move |number| {
+            let text = format!("GET {target}&n={number} HTTP/1.1\r\nhost: chaos.test\r\n\r\n");
+            text.into_bytes()
+        })
+        .lasting(Duration::from_millis(200))
+        .start(Instant::now())
+        .outcomes()
+}
+
+/// Adds what is promised for one thing that an upstream does wrong.
+fn told_as(
+    table: &mut Table,
+    wish: &str,
+    expected: &[End],
+    [before, during]: [&Outcomes; 2],
+    (how, control): (&str, &Outcomes),
+) {
+    let is_expected = |end: End| expected.contains(&end);
+    let words = expected.iter().map(|end| match end {
+        End::Status(status) => status.to_string(),
+        _ => "broken off".to_owned(),
+    });
+    let promised = words.collect::<Vec<String>>().join(" or ");
+    table.add(
+        Figure::fact(&format!("upstream does: {wish}"), promised)
+            .phases(before.ends(), during.ends(), "")
+            .control(
+                format_args!("{how}: {}", control.ends()),
+                control.count(is_expected) < control.len(),
+            )
+            .held(during.len() > 0 && during.count(is_expected) == during.len()),
+    );
+}
+
 /// U3: a reset is 502 before the head, and never a whole answer after it.
 pub(crate) fn u3(scale: Scale, table: &mut Table) {
     let upstream = Upstream::start(Capacity::PLENTY);
@@ -54,15 +93,13 @@ pub(crate) fn u3(scale: Scale, table: &mut Table) {
     ] {
         let (bad, beside, _) = beside_good_ones(scale, &proxy, wish);
         good = good.with(&beside);
-        let promised = match expected {
-            End::Status(status) => format!("{status}, all"),
-            _ => "broken off, all".to_owned(),
+        // What breaks off is told as that with the proxy and without; where nothing does, it is not.
+        let (how, wish_straight) = match expected {
+            End::Incomplete => ("without the reset", ""),
+            _ => ("past the proxy", wish),
         };
-        table.add(
-            Figure::fact(&format!("upstream does: {wish}"), promised)
-                .phases(beside.ends(), bad.ends(), "")
-                .held(bad.len() > 0 && bad.count(|end| end == expected) == bad.len()),
-        );
+        let control = straight(upstream.address, wish_straight);
+        told_as(table, wish, &[expected], [&beside, &bad], (how, &control));
     }
     table.add(
         Figure::fact("good requests between them, errors", 0)
@@ -80,24 +117,26 @@ pub(crate) fn u6(scale: Scale, table: &mut Table) {
     let mut bytes = 0;
     let mut foreign = 0;
     for (wish, expected) in [
-        ("garbage", &[502][..]),
-        ("bad-length", &[502]),
-        ("two-lengths", &[502]),
-        ("large-head", &[502]),
-        // A good answer comes after them; how many are too many is the proxy's to say.
-        ("interim", &[200, 502, 504]),
-        ("unsolicited", &[200]),
+        ("garbage", 502),
+        ("bad-length", 502),
+        ("two-lengths", 502),
+        ("large-head", 502),
+        // They are skipped, however many, and a good answer comes after them.
+        ("interim", 200),
+        ("unsolicited", 200),
     ] {
         let (bad, beside, growth) = beside_good_ones(scale, &proxy, wish);
         good = good.with(&beside);
         foreign += bad.count(|end| end == End::Foreign);
         bytes = bytes.max(growth);
-        let is_expected = |end| matches!(end, End::Status(status) if expected.contains(&status));
-        let words: Vec<String> = expected.iter().map(u16::to_string).collect();
-        table.add(
-            Figure::fact(&format!("upstream does: {wish}"), words.join(" or "))
-                .phases(beside.ends(), bad.ends(), "")
-                .held(bad.len() > 0 && bad.count(is_expected) == bad.len()),
+        let control = straight(upstream.address, wish);
+        let expected = [End::Status(expected)];
+        told_as(
+            table,
+            wish,
+            &expected,
+            [&beside, &bad],
+            ("past the proxy", &control),
         );
     }
     foreign += good.count(|end| end == End::Foreign);
@@ -137,7 +176,7 @@ pub(crate) fn u7(scale: Scale, table: &mut Table) {
                 text.into_bytes()
             })
             .lasting(lasts)
-            .start(std::time::Instant::now())
+            .start(Instant::now())
             .outcomes()
         };
     let outcomes = run("GET");
@@ -183,6 +222,7 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
             Fault::Nothing
         });
     });
+    let per_second_straight = tried_without_a_proxy(&faults, rate);
     let outcomes = clients.outcomes();
     let [before, during, after] = stage.phases_of(&outcomes);
     let in_words = |end| matches!(end, End::Status(200 | 502 | 503));
@@ -195,7 +235,7 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
     table.add(
         Figure::time("half of them within", "<= 2 ms")
             .phases(ms(before.percentile(0.5, End::is_good)), ms(median), "")
-            .held(median <= Duration::from_millis(2)),
+            .held(!median.is_zero() && median <= Duration::from_millis(2)),
     );
     let first = failed.first().zip(failed.get(1));
     let (from, to) = stage.phase(0, Phase::During);
@@ -204,7 +244,10 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
     table.add(
         Figure::time("connections tried per second", "<= 10")
             .during(format_args!("{per_second:.0}"))
-            .control(format_args!("requests: {rate}"), rate > 10.0)
+            .control(
+                format_args!("past the proxy: {per_second_straight:.0}"),
+                per_second_straight > 10.0,
+            )
             .held(attempts > 0 && per_second <= 10.0),
     );
     let recovery = stage.recovery(&outcomes, 0.99, Duration::from_millis(200));
@@ -219,6 +262,16 @@ pub(crate) fn u8(scale: Scale, table: &mut Table) {
             .after(last.ends())
             .held(last.len() > 0 && last.errors() == 0),
     );
+}
+
+/// Returns how many connections per second are tried where nobody refuses in the upstream's place.
+fn tried_without_a_proxy(faults: &FaultProxy, rate: f64) -> f64 {
+    faults.set(Fault::Refuse);
+    let before = failed_connects();
+    let lasts = Duration::from_millis(500);
+    let clients = Load::get(faults.address, "/chat/session", rate).lasting(lasts);
+    drop(clients.start(Instant::now()).outcomes());
+    (failed_connects() - before) as f64 / lasts.as_secs_f64()
 }
 
 /// U9: what a wire can do to an answer is told as what it is, or is only slow.
@@ -256,17 +309,30 @@ pub(crate) fn u9(scale: Scale, table: &mut Table) {
         let nearly_all = during.len().saturating_sub(3);
         let is_late = during.percentile(0.5, End::is_good) >= late;
         let last = stage.last_second(&outcomes);
-        table.add(
-            Figure::fact(&format!("the wire does: {what}"), words.join(" or "))
-                .phases(before.ends(), during.ends(), after.ends())
-                .held(
-                    as_expected > 0
-                        && as_expected >= nearly_all
-                        && before.errors() == 0
-                        && last.errors() == 0
-                        && (fault != Fault::Latency(late) || is_late),
-                ),
+        let figure = Figure::fact(&format!("the wire does: {what}"), words.join(" or ")).phases(
+            before.ends(),
+            during.ends(),
+            after.ends(),
         );
+        // What is only slow is so with the proxy and without.
+        let figure = if expected.contains(&200) {
+            figure
+        } else {
+            faults.set(fault);
+            let control = straight(faults.address, "");
+            faults.set(Fault::Nothing);
+            figure.control(
+                format_args!("past the proxy: {}", control.ends()),
+                control.count(is_expected) < control.len(),
+            )
+        };
+        table.add(figure.held(
+            as_expected > 0
+                && as_expected >= nearly_all
+                && before.errors() == 0
+                && last.errors() == 0
+                && (fault != Fault::Latency(late) || is_late),
+        ));
     }
 }
 
