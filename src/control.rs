@@ -159,7 +159,9 @@ impl Control {
         self.parts.publisher.let_go();
         self.parts.setup.recent.gather(began);
         self.watch_memory();
-        self.limits.tick(&self.parts.setup, began);
+        let setup = &self.parts.setup;
+        let services = (&setup.settings.services, &setup.services);
+        self.limits.tick(services.0, services.1, began);
         let stress = self.stress.tick(&self.parts.setup.services);
         let traffic = &self.parts.setup.traffic;
         let tick = self.parts.detector.tick(traffic, &stress, began);

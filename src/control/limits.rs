@@ -8,8 +8,8 @@ use tidegate_engine::capacity::{AdaptiveLimit, WindowSample};
 use tidegate_engine::time::Instant;
 
 use super::TICK;
-use crate::service::{Lane, RECENT, VitalSigns};
-use crate::setup::Setup;
+use crate::service::{Lane, RECENT, SharedService, VitalSigns};
+use crate::settings;
 
 const _: () = assert!(
     RECENT.as_millis() == TICK.as_millis(),
@@ -31,13 +31,18 @@ struct Followed {
 
 impl Limits {
     /// Takes what was seen in this tick, and sets the limits of the services that follow.
-    pub(super) fn tick(&mut self, setup: &Setup, now: Instant) {
+    pub(super) fn tick(
+        &mut self,
+        settings: &[settings::Service],
+        services: &[Arc<SharedService>],
+        now: Instant,
+    ) {
         let follows = |name: &Arc<str>| {
-            let mut services = setup.settings.services.iter();
-            services.any(|service| service.spec.name == *name && service.concurrency.adaptive)
+            let mut settings = settings.iter();
+            settings.any(|service| service.spec.name == *name && service.concurrency.adaptive)
         };
         self.services.retain(|name, _| follows(name));
-        for (settings, service) in setup.settings.services.iter().zip(&setup.services) {
+        for (settings, service) in settings.iter().zip(services) {
             let concurrency = settings.concurrency;
             if !concurrency.adaptive {
                 continue;
@@ -68,6 +73,93 @@ impl Limits {
                 refused: signs.held_back - before.held_back + waiting as u64,
             };
             service.follow(followed.limit.tick(&sample, now), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Ending;
+
+    /// A service with forty places, as the control side sees it.
+    struct Bench {
+        settings: settings::Settings,
+        services: [Arc<SharedService>; 1],
+        limits: Limits,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(adaptive: &str) -> Self {
+            let text = format!(
+                "services: [{{ name: a, match: [{{ path: / }}], upstream: a, \
+                 concurrency: {{ max: 40, min: 4, adaptive: {adaptive} }} }}]
+upstreams: [{{ name: a, endpoints: [\"10.0.0.1:80\"] }}]"
+            );
+            let settings = settings::Settings::parse("tidegate.yaml", &text);
+            let settings = settings.unwrap_or_else(|problems| panic!("{problems}"));
+            let service = SharedService::new(&settings.services[0], 1);
+            Self {
+                services: [service],
+                settings,
+                limits: Limits::default(),
+                now: Instant::ZERO,
+            }
+        }
+
+        /// Lets so many seconds pass in which 500 requests a second end, each after so long.
+        fn pass(&mut self, seconds: usize, ending: Ending, waited_ms: u64) {
+            for _ in 0..seconds * 10 {
+                for _ in 0..50 {
+                    let waited = Duration::from_millis(waited_ms);
+                    self.services[0].vitals.finished(ending, waited);
+                }
+                self.now = self.now + TICK;
+                let services = (&self.settings.services, &self.services);
+                self.limits.tick(services.0, services.1, self.now);
+            }
+        }
+
+        fn limit(&self) -> usize {
+            self.services[0].limit()
+        }
+    }
+
+    #[test]
+    fn the_limit_of_a_service_that_follows_its_upstream_falls_when_that_is_slow() {
+        for (adaptive, falls) in [("on", true), ("off", false)] {
+            let mut bench = Bench::new(adaptive);
+            bench.pass(20, Ending::Good, 10);
+            assert_eq!(bench.limit(), 40);
+            bench.pass(10, Ending::Good, 200);
+            assert_eq!(bench.limit() < 40, falls, "{adaptive}: {}", bench.limit());
+        }
+    }
+
+    /// They were taken for answers; so what they had waited became what is usual.
+    #[test]
+    fn clients_that_give_up_on_a_frozen_upstream_teach_nothing() {
+        let mut bench = Bench::new("on");
+        bench.pass(20, Ending::Good, 10);
+        while bench.services[0].enter(Lane::Normal) {}
+        bench.pass(60, Ending::Unjudged, 1000);
+        assert_eq!(bench.limit(), 40, "nobody knows how it does");
+        bench.pass(10, Ending::Good, 10);
+        bench.pass(10, Ending::Good, 200);
+        assert!(bench.limit() < 40, "{}", bench.limit());
+    }
+
+    #[test]
+    fn what_is_refused_for_the_sake_of_the_process_does_not_keep_a_limit_from_learning() {
+        for (held_back, learns) in [(false, true), (true, false)] {
+            let mut bench = Bench::new("on");
+            for _ in 0..20 {
+                bench.services[0].vitals.shed(held_back);
+                bench.pass(1, Ending::Good, 10);
+            }
+            bench.pass(10, Ending::Good, 200);
+            assert_eq!(bench.limit() < 40, learns, "{}", bench.limit());
         }
     }
 }

@@ -149,8 +149,9 @@ async fn connection(
     let broken = {
         let (front_read, front_write) = front.split();
         let (back_read, back_write) = back.split();
-        let up = upwards(front_read, back_write, faults.clone());
-        let down = downwards(back_read, front_write, faults.clone());
+        // Requests arrive as they were sent, but for being held up.
+        let up = pass(front_read, back_write, faults.clone(), |_| Fault::Nothing);
+        let down = pass(back_read, front_write, faults.clone(), |fault| fault);
         let both = async { tokio::join!(up, down) };
         tokio::select! {
             (up, down) = both => return up.and(down),
@@ -193,31 +194,17 @@ async fn passes(faults: &mut watch::Receiver<Fault>) -> Fault {
     }
 }
 
-async fn upwards(
+/// Passes on what comes one way, broken as far as that concerns it.
+async fn pass(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut faults: watch::Receiver<Fault>,
+    concerns: fn(Fault) -> Fault,
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         let count = from.read(&mut piece).await?;
-        passes(&mut faults).await;
-        if count == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(piece.get(..count).unwrap_or_default()).await?;
-    }
-}
-
-async fn downwards(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    mut faults: watch::Receiver<Fault>,
-) -> io::Result<()> {
-    let mut piece = vec![0; PIECE_BYTES];
-    loop {
-        let count = from.read(&mut piece).await?;
-        let fault = passes(&mut faults).await;
+        let fault = concerns(passes(&mut faults).await);
         if count == 0 || fault == Fault::HalfClose {
             return to.shutdown().await;
         }

@@ -19,15 +19,23 @@ mod table;
 mod upstream;
 mod wire;
 
+use std::sync::{Mutex, PoisonError};
+
 use experiments::{EXPERIMENTS, Experiment, fairness, overload, resources, upstreams};
 use table::{Scale, Table};
 
 /// Which experiments `make chaos` runs, by their names: `TIDEGATE_CHAOS="U1 M2"`. All, if not set.
 const CHOICE: &str = "TIDEGATE_CHAOS";
 
+/// Each loads the machine by itself. (Where every test has a process of its own, see
+/// `.config/nextest.toml`.)
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Runs the short form of an experiment.
 #[track_caller]
 fn short(experiment: Experiment) {
+    // One that failed leaves nothing behind that would matter.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut table = Table::default();
     experiments::prepare();
     experiment(Scale::Short, &mut table);

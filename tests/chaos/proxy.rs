@@ -149,7 +149,8 @@ impl Proxy {
         let text = self.admin("/metrics").unwrap_or_default();
         let lines = text.lines().filter(|line| line.starts_with(beginning));
         let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-        values.sum()
+        // The sum of none is -0.
+        values.fold(0.0, |sum, value| sum + value)
     }
 }
 

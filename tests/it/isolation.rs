@@ -187,6 +187,25 @@ overload: { memory_max: 1MiB }
 }
 
 #[test]
+fn the_oldest_request_in_flight_is_told_as_long_as_it_is() {
+    let upstream = Upstream::new();
+    let proxy = Proxy::to(upstream.address);
+    let oldest = || {
+        let metrics = proxy.admin("/metrics").text();
+        let series = "tidegate_oldest_inflight_seconds{service=\"chat\"} ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+        line.expect("a series").parse::<f64>().expect("a number")
+    };
+    let mut client = begin(&proxy, GET);
+    let mut wire = upstream.accept();
+    wire.request();
+    eventually("it gets old", || oldest() > 0.3);
+    wire.send(OK);
+    assert_eq!(client.response().status(), 200);
+    eventually("there is none", || oldest() <= 0.0);
+}
+
+#[test]
 fn one_address_does_not_take_all_connections_and_trusted_proxies_are_exempt() {
     let upstream = Upstream::recording();
     let services = "services: [{ name: chat, match: [{ path: / }], upstream: chat }]

@@ -117,7 +117,7 @@ fn noticed(table: &mut Table, waiting: &Outcomes, asking: &Outcomes) {
     ] {
         let last = outcomes.percentile(1.0, |_| true);
         table.add(
-            Figure::time(what, "<= 12 s, 502 or 504")
+            Figure::time(what, "<= 12 s, 502 to 504")
                 .during(format_args!(
                     "{} ({})",
                     until_well(Some(last)),
@@ -125,7 +125,7 @@ fn noticed(table: &mut Table, waiting: &Outcomes, asking: &Outcomes) {
                 ))
                 .held(
                     outcomes.len() > 0
-                        && outcomes.count(|end| matches!(end, End::Status(502 | 504)))
+                        && outcomes.count(|end| matches!(end, End::Status(502..=504)))
                             == outcomes.len()
                         && last <= Duration::from_secs(12),
                 ),
