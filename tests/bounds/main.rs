@@ -3,9 +3,15 @@
 //!
 //! The test sees to it that nothing is left out. Whether a bound is right, people see who read the row.
 
+mod numbers;
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+
+use numbers::{Amount, amount_in_code, amount_in_words};
+use source::{KINDS, code_of, has, holders_in, kinds_in};
 
 const DOCUMENT: &str = "docs/BOUNDS.md";
 
@@ -18,82 +24,6 @@ const LEFT_OUT: [&str; 4] = [
 ];
 const NOT_LEFT_OUT: &str = "src/cli/run.rs";
 
-/// What must have a row, by the word that stands for it there, and how it is recognised. A mark that begins
-/// with a letter is the beginning of a name.
-const KINDS: [(&str, &[&str]); 16] = [
-    ("VecDeque", &["VecDeque"]),
-    ("HashMap", &["HashMap", "HashSet", "AHashMap", "AHashSet"]),
-    ("BTreeMap", &["BTreeMap", "BTreeSet"]),
-    (
-        "collection",
-        &[
-            "BinaryHeap",
-            "LinkedList",
-            "IndexMap",
-            "DashMap",
-            "LruCache",
-            "Slab<",
-        ],
-    ),
-    (
-        "channel",
-        &["mpsc::channel", "sync_channel", "broadcast::channel"],
-    ),
-    ("oneshot", &["oneshot::channel"]),
-    ("watch", &["watch::channel"]),
-    ("Semaphore", &["Semaphore"]),
-    ("JoinSet", &["JoinSet"]),
-    ("Mutex", &["Mutex<", "RwLock<"]),
-    (
-        "thread",
-        &[
-            "thread::Builder",
-            "thread::spawn",
-            "thread::scope",
-            "spawn_blocking(",
-            "non_blocking(",
-        ],
-    ),
-    (
-        "task",
-        &["spawn_local(", "tokio::spawn(", "task::spawn(", "spawn_on("],
-    ),
-    (
-        "timer",
-        &["interval(", "interval_at(", "sleep(", "sleep_until("],
-    ),
-    (
-        "timeout",
-        &["timeout(", "timeout_at(", ".recv_timeout(", ".wait_until("],
-    ),
-    (
-        "wait",
-        &[
-            ".recv()",
-            ".recv().await",
-            ".changed().await",
-            ".changed(),",
-            ".notified()",
-            ".wait_for(",
-            ".acquire_owned(",
-            ".acquire(",
-            ".accept()",
-            ".join()",
-            ".join_next()",
-            ".blocking_send(",
-            ".blocking_recv(",
-            "lookup_host(",
-            "future::pending",
-            "Condvar",
-        ],
-    ),
-    ("buffer", &[]),
-];
-
-/// What holds a value that several may change, and what of it grows.
-const HOLDERS: [&str; 4] = ["Cell<", "Mutex<", "RwLock<", "ArcSwap<"];
-const GROWING: [&str; 3] = ["Vec<", "String", "BytesMut"];
-
 /// What has no bound by its nature, and what to take instead.
 const FORBIDDEN: [(&str, &str); 5] = [
     ("unbounded_channel", "`mpsc::channel` with a number"),
@@ -102,49 +32,6 @@ const FORBIDDEN: [(&str, &str); 5] = [
     (".wait(&mut", "`wait_until` or `wait_for` with a limit"),
     ("Duration::MAX", "a time after which somebody is told"),
 ];
-
-/// Returns the code of a file without comments, imports and modules of tests.
-fn code_of(text: &str) -> String {
-    let mut code = String::new();
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        let begins_tests = line == "#[cfg(test)]"
-            && lines
-                .peek()
-                .is_some_and(|next| next.trim_start_matches("pub(crate) ").starts_with("mod "));
-        let skipped_until = if begins_tests {
-            let is_here = lines.next().is_some_and(|next| next.ends_with('{'));
-            is_here.then_some("}")
-        } else if line.trim_start().starts_with("use ") || line.starts_with("pub use ") {
-            (!line.ends_with(';')).then_some("};")
-        } else {
-            if !line.trim_start().starts_with("//") {
-                code.push_str(line);
-                code.push('\n');
-            }
-            None
-        };
-        if let Some(end) = skipped_until {
-            let indent = line.len() - line.trim_start().len();
-            let _rest = lines
-                .by_ref()
-                .find(|next| next.trim_start() == end && next.len() == indent + end.len());
-        }
-    }
-    code
-}
-
-/// Returns whether code has a mark; one that begins with a letter not in the middle of a name, nor as the
-/// name of a method or of a function that is being defined.
-fn has(code: &str, mark: &str) -> bool {
-    let is_name = mark.starts_with(|first: char| first.is_alphabetic());
-    code.match_indices(mark).any(|(at, _)| {
-        let before = code.get(..at).unwrap_or_default();
-        let follows_name =
-            before.ends_with(|last: char| last.is_alphanumeric() || last == '_' || last == '.');
-        !is_name || !(follows_name || before.ends_with("fn "))
-    })
-}
 
 /// Returns whether code makes the standard library's channel, which takes no number.
 fn has_endless_channel(code: &str) -> bool {
@@ -161,32 +48,16 @@ fn has_endless_channel(code: &str) -> bool {
     })
 }
 
-/// Returns whether a line declares something that several may let grow.
-fn has_buffer(code: &str) -> bool {
-    code.lines().any(|line| {
-        HOLDERS.iter().any(|holder| {
-            line.split_once(holder)
-                .is_some_and(|(_, held)| GROWING.iter().any(|growing| held.contains(growing)))
-        })
-    })
-}
-
-fn kinds_in(code: &str) -> BTreeSet<&'static str> {
-    let found = |marks: &[&str]| marks.iter().any(|mark| has(code, mark));
-    KINDS
-        .iter()
-        .filter(|(kind, marks)| found(marks) || *kind == "buffer" && has_buffer(code))
-        .map(|(kind, _)| *kind)
-        .collect()
-}
-
 /// Returns the code of every file that counts, by its path.
 fn sources() -> BTreeMap<String, String> {
     fn walk(path: &Path, files: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(path).expect("a folder of this repository") {
             let path = entry.expect("an entry of it").path();
             let name = path.to_string_lossy().into_owned();
-            let is_left_out = LEFT_OUT.iter().any(|part| name.starts_with(part));
+            let is_left_out = LEFT_OUT.iter().any(|part| {
+                let rest = name.strip_prefix(part);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
+            });
             if path.is_dir() {
                 walk(&path, files);
             } else if path.extension().is_some_and(|extension| extension == "rs")
@@ -234,6 +105,33 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
+/// Walks what stands between backticks, each with the text behind it.
+fn quoted_with_rest(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let parts: Vec<&str> = text.split('`').skip(1).collect();
+    let pairs: Vec<(&str, &str)> = parts
+        .chunks(2)
+        .map(|pair| {
+            (
+                pair.first().copied().unwrap_or_default(),
+                pair.get(1).copied().unwrap_or_default(),
+            )
+        })
+        .collect();
+    pairs.into_iter()
+}
+
+/// Returns what a constant is: in this file, or else in every file that has one of that name.
+fn amounts_of(name: &str, file: &str, sources: &BTreeMap<String, String>) -> Vec<Amount> {
+    let here = sources
+        .get(file)
+        .and_then(|code| amount_in_code(name, code));
+    if let Some(found) = here {
+        return vec![found];
+    }
+    let all = sources.values();
+    all.filter_map(|code| amount_in_code(name, code)).collect()
+}
+
 /// Says what a source does that the document does not say, and the other way round.
 fn differences(sources: &BTreeMap<String, String>, document: &str) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -245,6 +143,14 @@ fn differences(sources: &BTreeMap<String, String>, document: &str) -> Vec<String
                 wrong.push(format!(
                     "{file} has a `{kind}` without a bound: add `| \u{60}{file}\u{60} | \u{60}{kind}\u{60} what it is for | its \
                      bound, and what happens there |` to {DOCUMENT}"
+                ));
+            }
+        }
+        for name in holders_in(code) {
+            if !of_file().any(|row| quoted(row.what).any(|word| word == name)) {
+                wrong.push(format!(
+                    "{file} holds something in `{name}` that no row is about: name it in the row of its \
+                     kind in {DOCUMENT}, with its bound"
                 ));
             }
         }
@@ -288,10 +194,25 @@ fn differences(sources: &BTreeMap<String, String>, document: &str) -> Vec<String
         if row.bound.is_empty() {
             wrong.push(format!("{at}: the bound is missing: say how far it goes"));
         }
-        for word in quoted(row.bound).filter(|word| is_constant(word)) {
-            if !sources.values().any(|code| has(code, &format!("{word}:"))) {
+        for (word, words) in quoted_with_rest(row.bound).filter(|(word, _)| is_constant(word)) {
+            let found = amounts_of(word, row.file, sources);
+            if found.is_empty() {
                 wrong.push(format!(
                     "{at}: there is no constant `{word}` any more: name the one that bounds it now"
+                ));
+            }
+            let is = |written| {
+                let mut found = found.iter();
+                found.any(|amount| *amount == written || *amount == Amount::Unknown)
+            };
+            if let Some(written) = amount_in_words(words)
+                && !found.is_empty()
+                && !is(written)
+            {
+                let now: Vec<String> = found.iter().map(ToString::to_string).collect();
+                wrong.push(format!(
+                    "{at}: `{word}` is not {written} but {}: write what it is now",
+                    now.join(" or ")
                 ));
             }
         }
@@ -347,6 +268,26 @@ fn what_has_no_row_is_found_and_what_has_no_source_too() {
         &["no src/b.rs any more"],
     );
     check("", "| `src/a.rs` | words | |", &["the bound is missing"]);
+}
+
+#[test]
+fn a_bound_that_was_changed_and_a_second_holder_of_a_kind_are_found() {
+    let code = "struct A {\n    old: VecDeque<u8>,\n}\nconst A_MAX: usize = 16 * 1024;";
+    let row = "| `src/a.rs` | `VecDeque` `old` | `A_MAX` 16 KiB, then nothing |";
+    check(code, row, &[]);
+    let larger = code.replace("16 *", "32 *");
+    check(&larger, row, &["`A_MAX` is not 16384 but 32768"]);
+    let second = code.replace('}', "    pub(crate) new: Mutex<Vec<VecDeque<u8>>>,\n}");
+    let wanted = [
+        "src/a.rs has a `Mutex`",
+        "src/a.rs has a `buffer`",
+        "in `new`",
+    ];
+    check(&second, row, &wanted);
+    // Locals and what is borrowed end with the call.
+    let locals =
+        format!("{code}\nfn f(\n    a: &VecDeque<u8>,\n) {{\n    let b = VecDeque::new();\n}}");
+    check(&locals, row, &[]);
 }
 
 #[test]
