@@ -56,7 +56,7 @@ soak: ## Runs the long tests, with the release settings: storms of changes, kill
 # Which experiments `make chaos` runs: make chaos ONLY="U1 M2"
 ONLY ?=
 
-chaos: ## Breaks, drowns and starves it, and prints what is promised beside what comes of it (8 minutes at most)
+chaos: ## Breaks, drowns and starves it, and prints what is promised beside what comes of it (10 minutes)
 	@TIDEGATE_CHAOS="$(ONLY)" $(CARGO) test --release --locked --test chaos -- --ignored --nocapture --test-threads 1
 
 doctest: ## Runs the examples in the documentation

@@ -4,7 +4,25 @@
 //! connection is blocked costs the pieces that are under way and no more.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::task::{Context, Poll, Waker};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+/// How much a kernel takes that it has not sent, in bytes. By itself it takes up to 4 MiB (`tcp_wmem`) for
+/// a peer that reads nothing, in one go, and holds it.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 256 * 1024;
+
+/// Has the kernel take little for a peer that reads slowly.
+pub(crate) fn bound_unsent(stream: &TcpStream) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
+    Ok(())
+}
 
 /// What the writing side of a connection knows, and the body that is written to it asks.
 #[derive(Debug, Default)]

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use super::address::TrustedProxies;
 use super::guard::{ConnectionState, Guard, HEAD_BYTES_MAX, Phase};
 use super::worker::Workbench;
+use crate::outlet::bound_unsent;
 
 /// The pause after an accept that failed for want of something (descriptors, memory), so that the
 /// loop does not spin while there is none.
@@ -169,8 +170,11 @@ fn begin(
             return;
         }
     };
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    if let Err(error) = stream
+        .set_nodelay(true)
+        .and_then(|()| bound_unsent(&stream))
+    {
+        tracing::debug!(%error, "a connection could not be set up as it should be");
     }
     let connection = Rc::new(Connection {
         state: ConnectionState::new(&bench.now),

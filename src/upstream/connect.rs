@@ -10,6 +10,7 @@ use tokio_rustls::client::TlsStream;
 use super::endpoint::Endpoint;
 use super::tls::TlsClient;
 use super::{Endpoints, UpstreamError};
+use crate::outlet::bound_unsent;
 
 /// A peer that acknowledges nothing for so long is gone. It also must take something within that time:
 /// to the kernel, a window that stays shut is the same.
@@ -58,6 +59,7 @@ async fn shake_hands(
 /// Has small pieces sent at once, and the kernel look whether the peer is still there.
 fn watch(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    bound_unsent(stream)?;
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

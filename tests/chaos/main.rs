@@ -6,6 +6,9 @@
 //! The short forms are ordinary tests and claim facts only: who was served, what was answered, what
 //! was held in memory. `make chaos` runs the whole, times included, and prints one table.
 
+#[path = "../support/program.rs"]
+mod program;
+
 mod background;
 mod clients;
 mod experiments;

@@ -1,16 +1,16 @@
 //! The program in a process of its own, and what the system says of it.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
+use crate::program::Program;
 use crate::settings::Setup;
 
 /// How long a start may take on a busy machine.
@@ -25,8 +25,7 @@ const PAGE_BYTES: u64 = 4096;
 /// A running proxy; killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    child: Child,
-    log: Arc<Mutex<String>>,
+    program: Program,
     setup: Setup,
     folder: PathBuf,
     /// Where clients connect.
@@ -45,10 +44,8 @@ impl Proxy {
         let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(folder.join("rules")).expect("a folder for temporary files");
         let any = "127.0.0.1:0";
-        let (child, log) = spawn(&folder, &setup, any, any);
         let mut proxy = Self {
-            child,
-            log,
+            program: run(&folder, &setup, any, any),
             setup,
             folder,
             address: SocketAddr::from(([0; 4], 0)),
@@ -62,8 +59,9 @@ impl Proxy {
     fn wait_until_serving(&mut self) {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let addresses = (self.logged("serving"), self.logged("admin API and metrics"));
-            if let (Some(address), Some(admin)) = addresses {
+            let messages = ["serving", "admin API and metrics"];
+            let addresses = messages.map(|message| self.program.logged_address(message));
+            if let [Some(address), Some(admin)] = addresses {
                 (self.address, self.admin) = (address, admin);
                 return;
             }
@@ -72,46 +70,33 @@ impl Proxy {
         }
     }
 
-    /// Returns the address in the line of the log that says this.
-    fn logged(&self, message: &str) -> Option<SocketAddr> {
-        let log = self.log();
-        let line = log.lines().find(|line| line.contains(message))?;
-        let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        line.pointer("/address")?.as_str()?.parse().ok()
-    }
-
     /// Returns what it logged.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("no panics here").clone()
+        self.program.log()
     }
 
     /// Kills it without a warning and starts another one at the same addresses.
     #[track_caller]
     pub(crate) fn kill_and_start_again(&mut self) {
-        self.kill();
+        self.program.kill();
         let (address, admin) = (self.address.to_string(), self.admin.to_string());
-        (self.child, self.log) = spawn(&self.folder, &self.setup, &address, &admin);
+        self.program = run(&self.folder, &self.setup, &address, &admin);
         self.wait_until_serving();
-    }
-
-    fn kill(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 
     /// Returns whether it runs.
     pub(crate) fn is_alive(&mut self) -> bool {
-        self.child.try_wait().is_ok_and(|status| status.is_none())
+        self.program.ended().is_none()
     }
 
     /// Returns its process.
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.program.id()
     }
 
     /// Returns what the system says of it.
     pub(crate) fn system(&self) -> System {
-        System(self.child.id())
+        System(self.program.id())
     }
 
     /// Bounds the descriptors that it may have open from now on, and what it might raise that to.
@@ -120,7 +105,7 @@ impl Proxy {
             current: Some(descriptors as u64),
             maximum: Some(at_most as u64),
         };
-        let process = Pid::from_raw(self.child.id() as i32);
+        let process = Pid::from_raw(self.program.id() as i32);
         prlimit(process, Resource::Nofile, limit).expect("a process of our own");
     }
 
@@ -188,7 +173,7 @@ impl System {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.kill();
+        self.program.kill();
         let log = self.log();
         let has_panicked = log.contains("panicked at");
         if has_panicked || std::thread::panicking() {
@@ -203,38 +188,18 @@ impl Drop for Proxy {
     }
 }
 
-fn spawn(
-    folder: &std::path::Path,
-    setup: &Setup,
-    address: &str,
-    admin: &str,
-) -> (Child, Arc<Mutex<String>>) {
+fn run(folder: &Path, setup: &Setup, address: &str, admin: &str) -> Program {
     let settings = folder.join("tidegate.yaml");
     fs::write(&settings, setup.text(address, admin)).expect("a folder of our own");
     fs::write(folder.join("rules/rules.yaml"), setup.rules).expect("a folder of our own");
     // `exec`: the shell becomes the proxy, so that the process is the proxy's.
-    let mut child = Command::new("sh")
+    let mut command = Command::new("sh");
+    command
         .arg("-c")
         .arg(format!("{} exec \"$0\" run --config \"$1\"", setup.before))
         .arg(env!("CARGO_BIN_EXE_tidegate"))
         .arg(&settings)
-        .env_remove("RUST_LOG")
         // In pages of 2 MiB, nothing smaller can be measured from outside.
-        .env("MIMALLOC_ALLOW_THP", "0")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program was built");
-    let log = Arc::new(Mutex::new(String::new()));
-    let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-    let written = Arc::clone(&log);
-    std::thread::spawn(move || {
-        for line in stderr.lines().map_while(Result::ok) {
-            let mut log = written.lock().expect("no panics here");
-            log.push_str(&line);
-            log.push('\n');
-        }
-    });
-    (child, log)
+        .env("MIMALLOC_ALLOW_THP", "0");
+    Program::start(&mut command)
 }

@@ -1,6 +1,9 @@
 //! End-to-end tests: a proxy on loopback between a raw client and a scripted upstream, both of which
 //! see every byte. Decisions are tested in the engine; here the wiring is.
 
+#[path = "../support/program.rs"]
+mod program;
+
 mod admin;
 mod blame;
 mod changes;

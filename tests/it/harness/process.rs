@@ -1,12 +1,11 @@
 //! The built program in a process of its own, where signals and exit codes matter.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use super::{Folder, Setup, Wire, eventually};
+use crate::program::Program;
 
 /// Runs the program to its end.
 pub(crate) fn tidegate(arguments: &[&str]) -> Output {
@@ -18,8 +17,7 @@ pub(crate) fn tidegate(arguments: &[&str]) -> Output {
 /// `tidegate run`, ended with this.
 #[derive(Debug)]
 pub(crate) struct Process {
-    child: Child,
-    log: Arc<Mutex<String>>,
+    program: Program,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) folder: Folder,
@@ -31,10 +29,8 @@ impl Process {
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
         let folder = Folder::new();
         setup.write(&folder);
-        let (child, log) = spawn(&folder.path().join("tidegate.yaml"));
         let mut process = Self {
-            child,
-            log,
+            program: run(&folder.path().join("tidegate.yaml")),
             address: SocketAddr::from(([0; 4], 0)),
             admin: SocketAddr::from(([0; 4], 0)),
             folder,
@@ -47,7 +43,7 @@ impl Process {
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
         self.ended();
-        (self.child, self.log) = spawn(&self.folder.path().join("tidegate.yaml"));
+        self.program = run(&self.folder.path().join("tidegate.yaml"));
         self.serves();
     }
 
@@ -60,7 +56,7 @@ impl Process {
 
     /// Ends the process after so long, without a warning.
     pub(crate) fn kill_after(&self, delay: std::time::Duration) -> std::thread::JoinHandle<()> {
-        let process = self.child.id().to_string();
+        let process = self.program.id().to_string();
         std::thread::spawn(move || {
             std::thread::sleep(delay);
             drop(Command::new("kill").args(["-KILL", &process]).status());
@@ -68,11 +64,11 @@ impl Process {
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.program.id()
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("no panics here").clone()
+        self.program.log()
     }
 
     #[track_caller]
@@ -81,21 +77,14 @@ impl Process {
     }
 
     fn logged_address(&self, message: &str) -> SocketAddr {
-        let log = self.log();
-        let line = log.lines().find(|line| line.contains(message));
-        let line: serde_json::Value =
-            serde_json::from_str(line.expect("it was waited for")).expect("JSON lines");
-        let address = line
-            .pointer("/address")
-            .and_then(|it| it.as_str())
-            .expect("an address");
-        address.parse().expect("an address")
+        let address = self.program.logged_address(message);
+        address.expect("it was waited for")
     }
 
     /// Sends a signal, by its name.
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
-            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .args([&format!("-{name}"), &self.program.id().to_string()])
             .status();
         assert!(status.is_ok_and(|status| status.success()), "kill -{name}");
     }
@@ -109,7 +98,7 @@ impl Process {
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("a child of ours").is_some()
+        self.program.ended().is_some()
     }
 
     /// Waits until the process has ended.
@@ -117,7 +106,7 @@ impl Process {
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the process ends", || {
-            status = self.child.try_wait().expect("a child of ours");
+            status = self.program.ended();
             status.is_some()
         });
         status.expect("it ended")
@@ -136,32 +125,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn spawn(config: &Path) -> (Child, Arc<Mutex<String>>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args(["run", "--config"])
-        .arg(config)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program was built");
-    let log = Arc::new(Mutex::new(String::new()));
-    let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-    let written = Arc::clone(&log);
-    std::thread::spawn(move || {
-        for line in stderr.lines().map_while(Result::ok) {
-            let mut log = written.lock().expect("no panics here");
-            log.push_str(&line);
-            log.push('\n');
-        }
-    });
-    (child, log)
+fn run(config: &Path) -> Program {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    Program::start(command.args(["run", "--config"]).arg(config))
 }

@@ -95,6 +95,8 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
         places: scale.pick(6, 20),
         service_time: Duration::from_millis(20),
     };
+    // More than the limit lets through at once.
+    let places = scale.pick(80, 200);
     let stage = || {
         scale.pick(
             Stage::short([0.4, 2.0, 0.4]),
@@ -104,11 +106,7 @@ pub(crate) fn m3(scale: Scale, table: &mut Table) {
     let run = |rules| {
         let upstream = Upstream::start(capacity);
         let chat = Service::new("chat", "/chat/", upstream.address);
-        let proxy = start(
-            chat.with_places(5 * capacity.places),
-            rules,
-            "{ mode: off }",
-        );
+        let proxy = start(chat.with_places(places), rules, "{ mode: off }");
         let (stage, innocents, broken) = loose(scale, &proxy, stage(), ADDRESSES);
         // What arrived and was not of the others.
         let passed = (upstream.arrived() as usize).saturating_sub(innocents.good());
