@@ -36,8 +36,8 @@ pub struct SharedService {
     pub name: Arc<str>,
     normal: Places,
     large: Places,
-    /// How its upstream does.
-    pub(crate) vitals: Vitals,
+    /// How its upstream does, as each worker counts it.
+    vitals: Vec<Vitals>,
     /// One cell per worker.
     inflight: Vec<InflightCell>,
 }
@@ -80,7 +80,7 @@ impl SharedService {
             name: Arc::clone(name),
             normal: Places::new(normal.0, normal.1),
             large: Places::new(large.0, large.1),
-            vitals: Vitals::default(),
+            vitals: (0..workers).map(|_| Vitals::default()).collect(),
             inflight: (0..workers).map(|_| InflightCell::default()).collect(),
         })
     }
@@ -153,9 +153,16 @@ impl SharedService {
         self.set_limit(Lane::Normal, limit, now);
     }
 
+    /// Returns what this worker, and nobody else, counts.
+    pub(crate) fn vitals(&self, worker: usize) -> Option<&Vitals> {
+        self.vitals.get(worker)
+    }
+
     /// Returns how the upstream did since the start.
     pub fn vital_signs(&self) -> VitalSigns {
-        self.vitals.read()
+        let mut signs = VitalSigns::default();
+        self.vitals.iter().for_each(|one| one.add_to(&mut signs));
+        signs
     }
 }
 

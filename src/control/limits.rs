@@ -113,7 +113,7 @@ upstreams: [{{ name: a, endpoints: [\"10.0.0.1:80\"] }}]"
             for _ in 0..seconds * 10 {
                 for _ in 0..50 {
                     let waited = Duration::from_millis(waited_ms);
-                    self.services[0].vitals.finished(ending, waited);
+                    self.services[0].vitals(0).unwrap().finished(ending, waited);
                 }
                 self.now = self.now + TICK;
                 let services = (&self.settings.services, &self.services);
@@ -155,7 +155,7 @@ upstreams: [{{ name: a, endpoints: [\"10.0.0.1:80\"] }}]"
         for (held_back, learns) in [(false, true), (true, false)] {
             let mut bench = Bench::new("on");
             for _ in 0..20 {
-                bench.services[0].vitals.shed(held_back);
+                bench.services[0].vitals(0).unwrap().shed(held_back);
                 bench.pass(1, Ending::Good, 10);
             }
             bench.pass(10, Ending::Good, 200);

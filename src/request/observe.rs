@@ -246,8 +246,7 @@ impl Observation {
     pub(crate) fn shed(&mut self, why: Shed, lane: Lane) {
         self.outcome = "shed";
         let by_its_limit = lane == Lane::Normal && matches!(why, Shed::Full | Shed::Waited);
-        self.service.shared.vitals.shed(by_its_limit);
-        self.service.shed(why);
+        self.service.shed(why, by_its_limit);
     }
 
     /// Notes that the request is on its way to the upstream, its body behind it.
@@ -331,7 +330,7 @@ impl Drop for Observation {
         self.place = None;
         if self.outcome == "forward" {
             let (ending, waited) = self.ending(now);
-            self.service.shared.vitals.finished(ending, waited);
+            self.service.forwarded(ending, waited);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
             self.fault = "client_gone";

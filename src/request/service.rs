@@ -12,7 +12,7 @@ use super::inflight::{Inflight, Ticket};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, ServiceCounts, Side};
 use crate::overload::Overload;
-use crate::service::SharedService;
+use crate::service::{Ending, SharedService};
 
 /// One worker's part of a service.
 #[derive(Debug)]
@@ -60,9 +60,19 @@ impl Service {
         self.counts.finished(outcome, duration);
     }
 
-    /// Notes that a request got no place.
-    pub(crate) fn shed(&self, why: Shed) {
+    /// Notes how a request that was forwarded ended, and how long it waited for its answer to begin.
+    pub(crate) fn forwarded(&self, ending: Ending, waited: Duration) {
+        if let Some(vitals) = self.shared.vitals(self.worker) {
+            vitals.finished(ending, waited);
+        }
+    }
+
+    /// Notes that a request got no place, and whether the service's own limit left it none.
+    pub(crate) fn shed(&self, why: Shed, was_held_back: bool) {
         self.counts.shed(why as usize);
+        if let Some(vitals) = self.shared.vitals(self.worker) {
+            vitals.shed(was_held_back);
+        }
     }
 
     /// Notes that a request got its place after a while.

@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Counts of forwarded requests that ended, since the start. Read as differences by the control side.
-///
-/// All workers write here for each request: apart from what they only read.
+/// One worker's counts of forwarded requests that ended, since the start. Read as differences by the
+/// control side, and written for each request: by this worker alone, and apart from what others write.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Vitals {
@@ -64,7 +63,6 @@ pub struct VitalSigns {
 impl Vitals {
     /// Counts a forwarded request that ended, and how long it waited for its answer to begin.
     pub(crate) fn finished(&self, ending: Ending, waited: Duration) {
-        let add = |count: &AtomicU64, more| count.fetch_add(more, Ordering::Relaxed);
         let micros = waited.as_micros() as u64;
         add(&self.finished, 1);
         add(&self.duration_us, micros);
@@ -79,33 +77,35 @@ impl Vitals {
                 add(&self.failed, 1);
                 add(&self.overloaded, 1);
             }
-            Ending::Unjudged => {
-                add(&self.unjudged, 1);
-            }
+            Ending::Unjudged => add(&self.unjudged, 1),
         }
         add(&self.unanswered_us, micros);
     }
 
     /// Counts a request that got no place, and whether the service's own limit left it none.
     pub(crate) fn shed(&self, was_held_back: bool) {
-        self.shed.fetch_add(1, Ordering::Relaxed);
+        add(&self.shed, 1);
         if was_held_back {
-            self.held_back.fetch_add(1, Ordering::Relaxed);
+            add(&self.held_back, 1);
         }
     }
 
-    /// Reads all counts.
-    pub(super) fn read(&self) -> VitalSigns {
-        VitalSigns {
-            finished: self.finished.load(Ordering::Relaxed),
-            failed: self.failed.load(Ordering::Relaxed),
-            overloaded: self.overloaded.load(Ordering::Relaxed),
-            unjudged: self.unjudged.load(Ordering::Relaxed),
-            unanswered_us: self.unanswered_us.load(Ordering::Relaxed),
-            shed: self.shed.load(Ordering::Relaxed),
-            held_back: self.held_back.load(Ordering::Relaxed),
-            duration_us: self.duration_us.load(Ordering::Relaxed),
-            recent_us: self.recent_us.load(Ordering::Relaxed),
-        }
+    /// Adds all counts.
+    pub(super) fn add_to(&self, signs: &mut VitalSigns) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        signs.finished += read(&self.finished);
+        signs.failed += read(&self.failed);
+        signs.overloaded += read(&self.overloaded);
+        signs.unjudged += read(&self.unjudged);
+        signs.unanswered_us += read(&self.unanswered_us);
+        signs.shed += read(&self.shed);
+        signs.held_back += read(&self.held_back);
+        signs.duration_us += read(&self.duration_us);
+        signs.recent_us += read(&self.recent_us);
     }
+}
+
+/// Adds to a count that nobody else writes: a plain load and store, no locked step.
+fn add(count: &AtomicU64, more: u64) {
+    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
