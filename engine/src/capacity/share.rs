@@ -1,14 +1,13 @@
 //! How much of what several use one of them may have. Knows nothing of what it is.
 
-/// The share of the whole, in percent, that is kept for those who have less than an equal part of it.
-const KEPT_PERCENT: usize = 25;
+/// One part of so many of the whole is kept for those who have less than an equal share of it.
+const KEPT_PART: usize = 4;
 
 /// Returns whether one of so many `users` that has `own` of `whole` things gets another while `taken`
 /// are taken in all. Whoever is alone gets everything; of several, none gets the last quarter who has an
 /// equal part already. So one that takes whatever it can leaves something to each of the others.
 pub fn may_take(whole: usize, taken: usize, own: impl FnOnce() -> usize, users: usize) -> bool {
-    let kept = (whole as u128 * KEPT_PERCENT as u128 / 100) as usize;
-    taken < whole - kept || taken < whole && own() < (whole / users.max(1)).max(1)
+    taken < whole - whole / KEPT_PART || taken < whole && own() < (whole / users.max(1)).max(1)
 }
 
 #[cfg(test)]
