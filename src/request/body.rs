@@ -111,6 +111,10 @@ pub(crate) struct BodyProgress {
     took: Cell<Option<Duration>>,
     /// Frames read so far.
     pub(crate) frames: Cell<u64>,
+    /// When the last of them was read.
+    read_at: Cell<Instant>,
+    /// Whether nobody reads it any more.
+    is_dropped: Cell<bool>,
     /// The client's connection, where the answer was complete before the body.
     answered: RefCell<Option<Rc<ConnectionState>>>,
     /// The request's place, which changes where the body turns out large.
@@ -137,11 +141,14 @@ impl BodyProgress {
     }
 
     fn begin(place: Option<Place>) -> Self {
+        let began = Instant::now();
         Self {
             fault: Cell::new(None),
-            began: Instant::now(),
+            began,
             took: Cell::new(None),
             frames: Cell::new(0),
+            read_at: Cell::new(began),
+            is_dropped: Cell::new(false),
             answered: RefCell::new(None),
             place: RefCell::new(place),
         }
@@ -150,6 +157,16 @@ impl BodyProgress {
     /// Returns whether the last byte was read.
     pub(crate) fn is_done(&self) -> bool {
         self.took.get().is_some()
+    }
+
+    /// Returns whether more of it is to come, for which somebody waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.is_done() && !self.is_dropped.get()
+    }
+
+    /// Returns when the last of it was read.
+    pub(crate) fn read_at(&self) -> Instant {
+        self.read_at.get()
     }
 
     /// Returns how long it took to the last byte, once that was read.

@@ -127,8 +127,8 @@ async fn send(
     progress: &BodyProgress,
 ) -> Result<Response<Incoming>, Failed> {
     let limit = upstream.spec.response_timeout;
-    let mut deadline = Instant::now() + limit;
-    let mut read_before = progress.frames.get();
+    let began = Instant::now();
+    let mut deadline = began + limit;
     let mut sending = std::pin::pin!(lease.send(request));
     let answered = poll_fn(|cx| {
         lease.drive(cx);
@@ -137,16 +137,18 @@ async fn send(
         }
         loop {
             ready!(lease.poll_until(deadline, cx));
-            // A body on its way puts the deadline off: it is for the answer, which nobody can
-            // expect before the last byte of the question. Where that is not the upstream's doing, who
-            // holds it up has a deadline of its own (`StreamedBody`).
-            let read = progress.frames.get();
-            let is_held_up = !progress.is_done() && !lease.is_blocked();
-            if read == read_before && !is_held_up {
+            // The time is for the answer, which nobody can expect before the last byte of the question.
+            // Where that is not the upstream's doing, who holds it up has a deadline of its own
+            // (`StreamedBody`), as long as somebody waits for more of it.
+            let now = Instant::now();
+            deadline = if progress.is_awaited() && !lease.is_blocked() {
+                now + limit
+            } else {
+                began.max(progress.read_at()) + limit
+            };
+            if deadline <= now {
                 return Poll::Ready(None);
             }
-            read_before = read;
-            deadline = Instant::now() + limit;
         }
     });
     match answered.await {

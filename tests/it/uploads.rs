@@ -185,6 +185,24 @@ fn a_client_that_falls_silent_in_its_body_is_told_so_and_the_endpoint_is_not_bla
     assert!(metrics.contains(&format!("{blamed}0\n")), "{metrics}");
 }
 
+/// hyper lets a body go at its trailers, without asking for its end; the request waited for ever then.
+#[test]
+fn a_body_that_ends_in_trailers_has_ended() {
+    let upstream = Upstream::new();
+    let proxy = Setup {
+        upstream: "response_timeout: 500ms",
+        ..Setup::to(upstream.address)
+    }
+    .start();
+    let mut client = begin(&proxy, CHUNKED);
+    client.send("1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n");
+    let mut wire = upstream.accept();
+    wire.head();
+    client
+        .response()
+        .expect_problem(504, "http_response_timeout");
+}
+
 #[test]
 fn the_upstream_has_its_whole_time_from_the_last_byte_of_the_request() {
     let upstream = Upstream::new();

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::{BodyError, BodyFault, BodyLimits, BodyProgress, Patience, without_forbidden_trailers};
 use crate::outlet::Outlet;
@@ -47,6 +48,7 @@ impl StreamedBody {
     /// Takes note of bytes that came.
     fn received(&mut self, bytes: u64) {
         self.progress.frames.set(self.progress.frames.get() + 1);
+        self.progress.read_at.set(Instant::now());
         self.bytes += bytes;
         self.fresh_bytes += bytes;
         let enough = BODY_RATE_MIN * self.patience.limit.as_secs_f64();
@@ -94,6 +96,7 @@ impl StreamedBody {
 
 impl Drop for StreamedBody {
     fn drop(&mut self) {
+        self.progress.is_dropped.set(true);
         self.progress.end();
     }
 }
@@ -153,8 +156,8 @@ impl Body for RequestBody {
                     let error = BodyError::TooLarge(body.limits.max);
                     return body.progress.fail(BodyFault::TooLarge, error);
                 }
-                // Nobody asks again after the last byte of an announced length.
-                if body.incoming.is_end_stream() {
+                // Nobody asks again after the last byte of an announced length, or after trailers.
+                if body.incoming.is_end_stream() || frame.is_trailers() {
                     body.progress.done();
                 }
                 Poll::Ready(Some(Ok(without_forbidden_trailers(frame))))
