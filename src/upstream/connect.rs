@@ -59,7 +59,6 @@ async fn shake_hands(
 /// Has small pieces sent at once, and the kernel look whether the peer is still there.
 fn watch(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    bound_unsent(stream)?;
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
@@ -68,7 +67,7 @@ fn watch(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(())
+    bound_unsent(stream)
 }
 
 /// Returns whether a connection failed for want of something on our side: descriptors, ports, memory.

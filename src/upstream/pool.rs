@@ -158,10 +158,6 @@ impl Upstream {
                 Ok(Err(error)) => error,
                 Err(_elapsed) => UpstreamError::ConnectTimeout(share),
             };
-            if error.is_our_own_fault() {
-                tracing::warn!(%error, upstream = %self.spec.name, "no connection can be made from here");
-                return Err(error);
-            }
             self.connect_failed(&stay, &error);
             failed.push(Arc::clone(&stay.seat.endpoint));
             // It ends before the next begins: who has failed has nothing under way.
@@ -181,6 +177,11 @@ impl Upstream {
 
     /// Notes why a connection could not be made.
     fn connect_failed(&self, stay: &Stay, error: &UpstreamError) {
+        if error.is_our_own_fault() {
+            // Towards another endpoint there may be a port.
+            tracing::warn!(%error, upstream = %self.spec.name, "no connection can be made from here");
+            return;
+        }
         let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
         stay.has_told();
         self.endpoints
