@@ -160,8 +160,8 @@ impl Control {
         self.parts.setup.recent.gather(began);
         self.watch_memory();
         let setup = &self.parts.setup;
-        let services = (&setup.settings.services, &setup.services);
-        self.limits.tick(services.0, services.1, began);
+        self.limits
+            .tick(&setup.settings.services, &setup.services, began);
         let stress = self.stress.tick(&self.parts.setup.services);
         let traffic = &self.parts.setup.traffic;
         let tick = self.parts.detector.tick(traffic, &stress, began);

@@ -7,7 +7,6 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::task::{Context, Poll, Waker};
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
 
 /// How much a kernel takes that it has not sent, in bytes. By itself it takes up to 4 MiB (`tcp_wmem`) for
@@ -18,7 +17,7 @@ const UNSENT_BYTES_MAX: u32 = 256 * 1024;
 /// Has the kernel take little for a peer that reads slowly.
 pub(crate) fn bound_unsent(stream: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     #[cfg(not(target_os = "linux"))]
     let _ = stream;
     Ok(())

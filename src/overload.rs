@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tidegate_engine::capacity::{PriorityPlaces, may_take};
+use tidegate_engine::capacity::{PriorityPlaces, Share};
 use tidegate_engine::service::Priority;
 
 use crate::service::Lane;
@@ -131,18 +131,42 @@ impl Crowded {
 pub struct Overload {
     inflight: AtomicUsize,
     inflight_max: AtomicUsize,
-    /// The places of the process that each priority may fill, from low to critical.
-    places: [AtomicUsize; PRIORITIES.len()],
-    /// How many services share them.
-    services: AtomicUsize,
+    /// What each priority may fill of the places of the process, from low to critical.
+    places: [SharedShare; PRIORITIES.len()],
     pressure: AtomicU8,
     connections: AtomicUsize,
     connections_max: AtomicUsize,
     connections_per_address: AtomicUsize,
     /// As many entries as there are connections, at most. Locked when one begins or ends.
     addresses: Mutex<HashMap<IpAddr, usize>>,
+    /// Connections to upstreams, those that are being made included, and what there may be.
     upstreams: AtomicUsize,
+    upstream_share: SharedShare,
     descriptors: Descriptors,
+}
+
+/// A [`Share`] that is changed while it is read; for a moment a part of it may be of before.
+#[derive(Debug, Default)]
+struct SharedShare {
+    whole: AtomicUsize,
+    open: AtomicUsize,
+    equal: AtomicUsize,
+}
+
+impl SharedShare {
+    fn store(&self, share: Share) {
+        self.whole.store(share.whole, Ordering::Relaxed);
+        self.open.store(share.open, Ordering::Relaxed);
+        self.equal.store(share.equal, Ordering::Relaxed);
+    }
+
+    fn load(&self) -> Share {
+        Share {
+            whole: self.whole.load(Ordering::Relaxed),
+            open: self.open.load(Ordering::Relaxed),
+            equal: self.equal.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// Who may have how many of the descriptors of the process.
@@ -173,26 +197,33 @@ impl Overload {
         Arc::new(Self {
             inflight: AtomicUsize::new(0),
             inflight_max: AtomicUsize::new(0),
-            places: [const { AtomicUsize::new(0) }; PRIORITIES.len()],
-            services: AtomicUsize::new(0),
+            places: std::array::from_fn(|_| SharedShare::default()),
             pressure: AtomicU8::new(0),
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
             connections_per_address: AtomicUsize::new(0),
             addresses: Mutex::default(),
             upstreams: AtomicUsize::new(0),
+            upstream_share: SharedShare::default(),
             descriptors: Descriptors::divide(descriptors, workers),
         })
     }
 
-    /// Takes settings over, and the priorities of all services. What is in flight stays.
-    pub fn change_to(&self, settings: &settings::Overload, priorities: &[Priority]) {
+    /// Takes settings over, with the priorities of all services and how many upstreams there are. What is
+    /// in flight stays.
+    pub fn change_to(
+        &self,
+        settings: &settings::Overload,
+        priorities: &[Priority],
+        upstreams: usize,
+    ) {
         let store = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
-        let places = PriorityPlaces::of(settings.inflight_max, priorities.iter().copied());
+        let places = PriorityPlaces::of(settings.inflight_max, priorities);
         for (priority, of_it) in PRIORITIES.into_iter().zip(&self.places) {
-            store(of_it, places.of_priority(priority));
+            of_it.store(places.of_priority(priority));
         }
-        store(&self.services, priorities.len());
+        let share = Share::of(self.descriptors.upstreams, upstreams);
+        self.upstream_share.store(share);
         store(&self.inflight_max, settings.inflight_max);
         store(
             &self.connections_max,
@@ -240,8 +271,7 @@ impl Overload {
             return Err(Scarce::Memory);
         }
         let places = self.places.get(priority as usize);
-        let places = places.map_or(0, |places| places.load(Ordering::Relaxed));
-        if may_take(places, before, own, self.services.load(Ordering::Relaxed)) {
+        if places.is_some_and(|places| places.load().admits(before, own)) {
             return Ok(());
         }
         self.leave();
@@ -269,8 +299,8 @@ impl Overload {
     ) -> Option<UpstreamPlace> {
         let place = UpstreamPlace(Arc::clone(self));
         let before = self.upstreams.fetch_add(1, Ordering::Relaxed);
-        let services = self.services.load(Ordering::Relaxed);
-        may_take(self.descriptors.upstreams, before, own, services).then_some(place)
+        let share = self.upstream_share.load();
+        share.admits(before, own).then_some(place)
     }
 
     /// Takes a client's connection in. One of the operator's own proxies, which many clients share, is
@@ -359,7 +389,7 @@ mod tests {
 
     fn overload(settings: settings::Overload) -> Arc<Overload> {
         let overload = Overload::new(100_000, 2);
-        overload.change_to(&settings, &PRIORITIES);
+        overload.change_to(&settings, &PRIORITIES, 3);
         overload
     }
 
@@ -469,15 +499,15 @@ mod tests {
             ..settings::Overload::default()
         });
         let stalled = (0..200).take_while(|have| {
-            let entered = overload.enter(Priority::Critical, Lane::Normal, || *have);
+            let entered = overload.enter(Priority::Low, Lane::Normal, || *have);
             entered.is_ok()
         });
-        assert_eq!(stalled.count(), 75);
-        for _ in 0..25 {
-            assert_eq!(enter(&overload, Priority::Critical, Lane::Normal), Ok(()));
+        assert_eq!(stalled.count(), 53, "of 70");
+        for _ in 53..70 {
+            assert_eq!(enter(&overload, Priority::Low, Lane::Normal), Ok(()));
         }
         let few = Overload::new(1024, 2);
-        few.change_to(&settings::Overload::default(), &PRIORITIES);
+        few.change_to(&settings::Overload::default(), &PRIORITIES, 3);
         let connections = (0..400).map_while(|have| few.open_upstream(|| have));
         let held: Vec<UpstreamPlace> = connections.collect();
         assert_eq!(held.len(), 225, "of 299");

@@ -89,6 +89,7 @@ mod tests {
         assert!(descriptors_open().unwrap() >= 3);
         assert!(raise_descriptors() >= 64);
     }
+
     #[test]
     fn the_lowest_limit_of_all_groups_above_counts() {
         let name = format!("tidegate-groups-{}", std::process::id());

@@ -182,7 +182,9 @@ impl Ground {
         };
         let priorities = settings.services.iter();
         let priorities: Vec<_> = priorities.map(|service| service.spec.priority).collect();
-        self.overload.change_to(&settings.overload, &priorities);
+        let upstreams = settings.upstreams.len();
+        self.overload
+            .change_to(&settings.overload, &priorities, upstreams);
         let key = self.key.clone();
         Setup {
             policy,

@@ -84,8 +84,11 @@ impl UpstreamError {
     /// Returns what `Proxy-Status` says.
     pub(crate) fn proxy_status(&self) -> &'static str {
         match self {
-            error if error.is_our_own_fault() => "tidegate; error=connection_limit_reached",
-            Self::Connect(_) | Self::NoDescriptor => "tidegate; error=connection_refused",
+            Self::Connect(error) if is_for_want_of_resources(error) => {
+                "tidegate; error=connection_limit_reached"
+            }
+            Self::NoDescriptor => "tidegate; error=connection_limit_reached",
+            Self::Connect(_) => "tidegate; error=connection_refused",
             Self::ConnectTimeout(_) => "tidegate; error=connection_timeout",
             Self::Tls(error) if tls::is_about_the_certificate(error) => {
                 "tidegate; error=tls_certificate_error"
@@ -112,7 +115,7 @@ impl UpstreamError {
     /// Returns the status that the client gets.
     pub(crate) fn status(&self) -> u16 {
         match self {
-            error if error.is_our_own_fault() => 503,
+            Self::Connect(error) if is_for_want_of_resources(error) => 503,
             Self::Connect(_)
             | Self::Tls(_)
             | Self::Unresolved

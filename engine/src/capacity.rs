@@ -12,4 +12,4 @@ pub use self::adaptive::{AdaptiveLimit, WindowSample};
 pub use self::fair_queue::{FLOWS_MAX_DEFAULT, FairQueue, Key, QueueBounds};
 pub use self::flow::Flows;
 pub use self::priority::PriorityPlaces;
-pub use self::share::may_take;
+pub use self::share::Share;

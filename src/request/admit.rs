@@ -70,7 +70,8 @@ impl Place {
         self.lane
     }
 
-    /// Moves to the lane of large bodies, where a place is free. False: there is none.
+    /// Moves to the lane of large bodies, where a place is free. False: there is none. An error: memory is
+    /// too short for it.
     pub(crate) fn move_to_large(&mut self) -> Result<bool, Shed> {
         let service = &self.inside.0;
         if service.overload.sheds(service.priority.get(), Lane::Large) {

@@ -109,9 +109,7 @@ pub(crate) struct BodyProgress {
     began: Instant,
     /// How long it took to its last byte, once that was read.
     took: Cell<Option<Duration>>,
-    /// Frames read so far.
-    pub(crate) frames: Cell<u64>,
-    /// When the last of them was read.
+    /// When the last of it was read.
     read_at: Cell<Instant>,
     /// Whether nobody reads it any more.
     is_dropped: Cell<bool>,
@@ -146,7 +144,6 @@ impl BodyProgress {
             fault: Cell::new(None),
             began,
             took: Cell::new(None),
-            frames: Cell::new(0),
             read_at: Cell::new(began),
             is_dropped: Cell::new(false),
             answered: RefCell::new(None),
@@ -347,12 +344,10 @@ impl UpstreamReply {
 
 /// Holds a connection on which a body is still being sent after its answer, as long as it gets on.
 async fn finish_upload(lease: Lease, request: Rc<BodyProgress>, limit: Duration) {
-    let (mut frames, mut since) = (request.frames.get(), Instant::now());
-    while !request.is_done() && !lease.is_closed() {
+    let began = Instant::now();
+    while request.is_awaited() && !lease.is_closed() {
         sleep(limit.min(UPLOAD_CHECK_INTERVAL)).await;
-        if request.frames.get() != frames {
-            (frames, since) = (request.frames.get(), Instant::now());
-        } else if since.elapsed() >= limit {
+        if began.max(request.read_at()).elapsed() >= limit {
             return;
         }
     }

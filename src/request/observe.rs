@@ -31,6 +31,8 @@ use crate::upstream::Upstream;
 const LOGGED_BYTES_MAX: usize = 512;
 /// An answer that broke off or stalled, in metrics and logs.
 const BROKE_OFF: &str = "http_response_incomplete";
+/// No descriptor or port was left here.
+const CONNECTION_LIMIT: &str = "connection_limit_reached";
 /// Line buffers that are kept for the next requests.
 const LINES_KEPT: usize = 64;
 
@@ -106,7 +108,7 @@ impl Observer {
             admitted: began,
             place: None,
             upload: None,
-            answered: None,
+            answered: Answered::NotYet,
             outcome: "forward",
             status: 0,
             bytes_sent: 0,
@@ -206,6 +208,28 @@ pub(crate) struct Loggable<'a> {
     pub(crate) facts: Option<&'a RequestFacts<'a>>,
 }
 
+/// Whether the upstream began its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    NotYet,
+    /// Before it had the last byte of the request.
+    Early,
+    /// So long after that.
+    After(Duration),
+}
+
+/// Returns how a forwarded request ended for the upstream.
+fn ending(status: u16, fault: &str, answered: Answered) -> Ending {
+    match (status, fault) {
+        // That was for want of something here.
+        (_, CONNECTION_LIMIT) => Ending::Unjudged,
+        (502..=504, _) | (_, BROKE_OFF) => Ending::Overloaded,
+        (500.., _) => Ending::Failed,
+        _ if matches!(answered, Answered::After(_)) => Ending::Good,
+        _ => Ending::Unjudged,
+    }
+}
+
 /// One request's way, recorded when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Observation {
@@ -220,8 +244,8 @@ pub(crate) struct Observation {
     pub(crate) place: Option<Place>,
     /// The request's body, on its way to the upstream.
     upload: Option<Rc<BodyProgress>>,
-    /// When the upstream began its answer; how fast the client reads is not its doing.
-    answered: Option<Instant>,
+    /// Whether the upstream began its answer; how fast the client reads is not its doing.
+    answered: Answered,
     /// One of [`crate::metrics::OUTCOMES`].
     pub(crate) outcome: &'static str,
     /// The status that the client gets; 0 until there is one.
@@ -262,28 +286,18 @@ impl Observation {
     /// Notes that the upstream has begun its answer.
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = status;
-        self.answered = Some(self.observer.clock.now());
+        let waited = self.waited(self.observer.clock.now());
+        self.answered = waited.map_or(Answered::Early, Answered::After);
     }
 
-    /// Returns how the request ended for the upstream, and how long it had for its answer: from the last
-    /// byte of the request on, for how fast a client sends is not the upstream's doing.
-    fn ending(&self, now: Instant) -> (Ending, Duration) {
-        let upload = self.upload.as_ref().map(|upload| upload.took());
-        let ending = match self.status {
-            502..=504 => Ending::Overloaded,
-            _ if self.fault == BROKE_OFF => Ending::Overloaded,
-            500.. => Ending::Failed,
-            _ if self.answered.is_some() && upload != Some(None) => Ending::Good,
-            _ => Ending::Unjudged,
-        };
-        let whole = self.answered.unwrap_or(now).since(self.admitted);
-        // Still on its way: the upstream has not been asked yet.
-        let waited = match upload {
-            Some(None) => Duration::ZERO,
-            Some(Some(took)) => whole.saturating_sub(took),
-            None => whole,
-        };
-        (ending, waited)
+    /// Returns how long the upstream has had until now: from the last byte of the request on, for how fast
+    /// a client sends is not its doing. `None` before that byte.
+    fn waited(&self, now: Instant) -> Option<Duration> {
+        let whole = now.since(self.admitted);
+        match &self.upload {
+            Some(upload) => upload.took().map(|took| whole.saturating_sub(took)),
+            None => Some(whole),
+        }
     }
 
     /// Ready when the client has taken what was handed to its connection so far.
@@ -329,7 +343,12 @@ impl Drop for Observation {
         }
         self.place = None;
         if self.outcome == "forward" {
-            let (ending, waited) = self.ending(now);
+            let waited = match self.answered {
+                Answered::After(waited) => waited,
+                Answered::Early => Duration::ZERO,
+                Answered::NotYet => self.waited(now).unwrap_or_default(),
+            };
+            let ending = ending(self.status, self.fault, self.answered);
             self.service.forwarded(ending, waited);
         }
         if !self.is_complete.get() && self.fault.is_empty() {
@@ -421,6 +440,39 @@ fn push_json(line: &mut Vec<u8>, bytes: &[u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn only_what_an_upstream_did_with_a_whole_request_is_held_for_or_against_it() {
+        let after = Answered::After(Duration::from_millis(3));
+        for (status, fault, answered, expected) in [
+            (200, "", after, Ending::Good),
+            (404, "", after, Ending::Good),
+            (200, "", Answered::Early, Ending::Unjudged),
+            (500, "", Answered::Early, Ending::Failed),
+            (503, "", after, Ending::Overloaded),
+            (200, BROKE_OFF, after, Ending::Overloaded),
+            (
+                504,
+                "http_response_timeout",
+                Answered::NotYet,
+                Ending::Overloaded,
+            ),
+            (503, CONNECTION_LIMIT, Answered::NotYet, Ending::Unjudged),
+            (
+                408,
+                "http_request_error",
+                Answered::NotYet,
+                Ending::Unjudged,
+            ),
+            (0, "", Answered::NotYet, Ending::Unjudged),
+        ] {
+            assert_eq!(
+                ending(status, fault, answered),
+                expected,
+                "{status} {fault} {answered:?}"
+            );
+        }
+    }
 
     proptest! {
         #[test]

@@ -44,6 +44,7 @@ enum Fault {
 pub(super) async fn keep(endpoints: Arc<Endpoints>, health: Health) {
     let mut ticks = interval(health.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_short = false;
     loop {
         ticks.tick().await;
         let mut checks = JoinSet::new();
@@ -61,15 +62,24 @@ pub(super) async fn keep(endpoints: Arc<Endpoints>, health: Health) {
                     && error.is_our_own_fault()
                 {
                     // It says nothing of the endpoint, and must not take it away as well.
-                    let (endpoint, error) = (&endpoint.name, chain(error));
-                    tracing::warn!(%endpoint, %error, "a health check cannot be made from here");
-                    return;
+                    return Some(chain(error));
                 }
                 let fault = fault.map(|fault| chain(&fault));
                 endpoints.checked(&endpoint, fault.as_deref(), endpoints.clock.now());
+                None
             });
         }
-        while checks.join_next().await.is_some() {}
+        let mut short = None;
+        while let Some(check) = checks.join_next().await {
+            short = check.unwrap_or_default().or(short);
+        }
+        if let Some(error) = &short
+            && !was_short
+        {
+            let upstream = &endpoints.spec.name;
+            tracing::warn!(%upstream, error, "health checks cannot be made from here");
+        }
+        was_short = short.is_some();
     }
 }
 

@@ -19,13 +19,15 @@ use super::endpoint::Endpoint;
 use super::lease::Lease;
 use super::link::{Link, Open};
 use super::seat::{Seat, Stay};
-use super::{Endpoints, UpstreamError};
+use super::{Endpoints, UpstreamError, chain};
 use crate::metrics::{Metrics, UpstreamFailures};
 use crate::overload::Overload;
 use crate::settings::Upstream as UpstreamSpec;
 
 /// The most endpoints that one request tries to connect to.
 const CONNECT_TRIES_MAX: usize = 5;
+/// How long it is not said again that connections cannot be made from here.
+const TOLD_AGAIN_AFTER: Duration = Duration::from_mins(1);
 /// How much longer or shorter than the age limit a connection may live, so that those that were made
 /// together do not end together.
 const AGE_JITTER: f64 = 0.1;
@@ -45,6 +47,8 @@ pub(crate) struct Upstream {
     generation: Cell<u64>,
     /// Requests since everybody was told.
     sent: Cell<u64>,
+    /// When it was said last that connections cannot be made from here.
+    told_at: Cell<Option<Instant>>,
     random: Cell<u64>,
     open: IntGauge,
 }
@@ -87,6 +91,7 @@ impl Upstream {
             seats: RefCell::default(),
             generation: Cell::new(u64::MAX),
             sent: Cell::new(0),
+            told_at: Cell::new(None),
             random: Cell::new(random | 1),
             open,
         })
@@ -179,7 +184,15 @@ impl Upstream {
     fn connect_failed(&self, stay: &Stay, error: &UpstreamError) {
         if error.is_our_own_fault() {
             // Towards another endpoint there may be a port.
-            tracing::warn!(%error, upstream = %self.spec.name, "no connection can be made from here");
+            let now = self.now();
+            if self
+                .told_at
+                .get()
+                .is_none_or(|at| now - at >= TOLD_AGAIN_AFTER)
+            {
+                self.told_at.set(Some(now));
+                tracing::warn!(error = %chain(error), upstream = %self.spec.name, "no connection can be made from here");
+            }
             return;
         }
         let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
@@ -192,9 +205,11 @@ impl Upstream {
         let own = || usize::try_from(self.open.get()).unwrap_or(0);
         let descriptor = self.overload.open_upstream(own);
         let descriptor = descriptor.ok_or(UpstreamError::NoDescriptor)?;
+        // From here on: one that does not come about holds its descriptor just as long as it tries.
+        let open = Open::begin(&self.open, descriptor);
         let stream = connect(&self.endpoints, endpoint).await?;
         let retires = Instant::now() + self.age_limit();
-        Link::begin(stream, Open::begin(&self.open, descriptor), retires).await
+        Link::begin(stream, open, retires).await
     }
 
     /// Returns how long the next connection may live.

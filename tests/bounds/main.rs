@@ -167,7 +167,8 @@ fn differences(sources: &BTreeMap<String, String>, document: &str) -> Vec<String
         format!("{file} has `channel()`, which has no bound: take `sync_channel` with a number")
     }));
     let is_constant = |word: &str| {
-        word.contains('_')
+        word.len() > 2
+            && word.starts_with(|first: char| first.is_ascii_uppercase())
             && word.chars().all(|letter| {
                 letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '_'
             })

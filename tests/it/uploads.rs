@@ -1,6 +1,7 @@
 //! Request bodies: large ones in a lane of their own, none longer than its service takes, none slower
 //! than its service waits, and none of that blamed on the upstream.
 
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::harness::{OK, Proxy, Setup, Upstream, Wire};
@@ -201,6 +202,34 @@ fn a_body_that_ends_in_trailers_has_ended() {
     client
         .response()
         .expect_problem(504, "http_response_timeout");
+}
+
+/// It had twice the time then: who asked a second later was told first.
+#[test]
+fn a_request_with_a_body_waits_for_its_answer_no_longer_than_one_without() {
+    let upstream = Upstream::new();
+    let proxy = Setup {
+        upstream: "response_timeout: 2s",
+        ..Setup::to(upstream.address)
+    }
+    .start();
+    let (told, order) = channel();
+    let waits = |who: &'static str, mut client: Wire| {
+        let told = told.clone();
+        std::thread::spawn(move || {
+            client
+                .response()
+                .expect_problem(504, "http_response_timeout");
+            told.send(who).expect("it is waited for");
+        })
+    };
+    let with = waits("with", upload(&proxy, 4, 4));
+    std::thread::sleep(Duration::from_secs(1));
+    let without = waits("without", begin(&proxy, GET));
+    let first = order.recv_timeout(Duration::from_secs(8));
+    assert_eq!(first, Ok("with"));
+    with.join().unwrap();
+    without.join().unwrap();
 }
 
 #[test]

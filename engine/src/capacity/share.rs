@@ -3,11 +3,41 @@
 /// One part of so many of the whole is kept for those who have less than an equal share of it.
 const KEPT_PART: usize = 4;
 
-/// Returns whether one of so many `users` that has `own` of `whole` things gets another while `taken`
-/// are taken in all. Whoever is alone gets everything; of several, none gets the last quarter who has an
-/// equal part already. So one that takes whatever it can leaves something to each of the others.
-pub fn may_take(whole: usize, taken: usize, own: impl FnOnce() -> usize, users: usize) -> bool {
-    taken < whole - whole / KEPT_PART || taken < whole && own() < (whole / users.max(1)).max(1)
+/// A whole that some users share. Whoever is alone gets everything; of several, none gets the last quarter
+/// who has an equal part already. So one that takes whatever it can leaves something to each of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// All there is.
+    pub whole: usize,
+    /// So much is anybody's who comes.
+    pub open: usize,
+    /// How much of the rest one may reach.
+    pub equal: usize,
+}
+
+impl Share {
+    /// Divides a whole among so many users.
+    pub fn of(whole: usize, users: usize) -> Self {
+        Self {
+            whole,
+            open: whole - whole / KEPT_PART,
+            equal: (whole / users.max(1)).max(1),
+        }
+    }
+
+    /// Makes it anybody's up to here at least.
+    #[must_use]
+    pub fn open_up_to(self, at_least: usize) -> Self {
+        Self {
+            open: self.open.max(at_least.min(self.whole)),
+            ..self
+        }
+    }
+
+    /// Returns whether a user that has `own` gets another while `taken` are taken in all.
+    pub fn admits(self, taken: usize, own: impl FnOnce() -> usize) -> bool {
+        taken < self.open || taken < self.whole && own() < self.equal
+    }
 }
 
 #[cfg(test)]
@@ -16,11 +46,10 @@ mod tests {
 
     /// Lets the users ask in turn, each for as many as it wants. Returns what they got.
     fn fill<const N: usize>(whole: usize, wants: [usize; N]) -> [usize; N] {
-        let mut have = [0; N];
+        let (share, mut have) = (Share::of(whole, N), [0; N]);
         for user in 0..N {
             for _ in 0..wants[user] {
-                let taken = have.iter().sum();
-                if may_take(whole, taken, || have[user], N) {
+                if share.admits(have.iter().sum(), || have[user]) {
                     have[user] += 1;
                 }
             }
@@ -40,10 +69,11 @@ mod tests {
     #[test]
     fn however_few_there_are_all_of_them_can_be_used() {
         for whole in 0..40 {
-            for users in 1..60 {
-                let last = whole.max(1) - 1;
-                assert_eq!(may_take(whole, last, || 0, users), whole > 0);
-                assert!(!may_take(whole, whole, || 0, users));
+            for users in 0..60 {
+                let (share, last) = (Share::of(whole, users), whole.max(1) - 1);
+                assert_eq!(share.admits(last, || 0), whole > 0);
+                assert!(!share.admits(whole, || 0));
+                assert_eq!(share.open_up_to(whole + 1).open, whole);
             }
         }
     }

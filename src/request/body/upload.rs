@@ -47,7 +47,6 @@ const BODY_RATE_MIN: f64 = 240.0;
 impl StreamedBody {
     /// Takes note of bytes that came.
     fn received(&mut self, bytes: u64) {
-        self.progress.frames.set(self.progress.frames.get() + 1);
         self.progress.read_at.set(Instant::now());
         self.bytes += bytes;
         self.fresh_bytes += bytes;

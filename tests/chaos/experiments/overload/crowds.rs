@@ -252,11 +252,10 @@ pub(crate) fn m4(scale: Scale, table: &mut Table) {
     let (outcomes, took, bytes) = reconnect(&proxy, count);
     drop(proxy);
     // Where only half of them may be there.
-    let mut few = Proxy::start(Setup {
+    let few = Proxy::start(Setup {
         connections_max: count / 2,
         ..Setup::of(vec![chat])
     });
-    few.kill_and_start_again();
     let (control, ..) = reconnect(&few, count);
     table.add(
         Figure::fact(
