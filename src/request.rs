@@ -15,6 +15,8 @@ pub(crate) mod accept;
 pub(crate) mod address;
 mod admit;
 mod body;
+mod decide;
+mod deliver;
 mod forward;
 mod guard;
 mod headers;

@@ -233,7 +233,7 @@ impl Patience {
 #[derive(Debug)]
 pub(crate) struct ReplyBody {
     source: ReplySource,
-    observation: Observation,
+    observation: Box<Observation>,
 }
 
 #[derive(Debug)]
@@ -257,7 +257,7 @@ struct UpstreamReply {
 
 impl ReplyBody {
     /// Answers with our own text.
-    pub(crate) fn own(text: Bytes, observation: Observation) -> Self {
+    pub(crate) fn own(text: Bytes, observation: Box<Observation>) -> Self {
         let body = Self {
             source: ReplySource::Own(Some(text)),
             observation,
@@ -274,7 +274,7 @@ impl ReplyBody {
         mut lease: Lease,
         request: Rc<BodyProgress>,
         idle_timeout: Duration,
-        observation: Observation,
+        observation: Box<Observation>,
     ) -> Self {
         if !request.is_done() {
             // The client may read the answer only after it has sent everything.

@@ -97,9 +97,9 @@ impl Observer {
         service: &Rc<Service>,
         began: Instant,
         connection: Rc<ConnectionState>,
-    ) -> Observation {
+    ) -> Box<Observation> {
         let ticket = service.begin(began);
-        Observation {
+        Box::new(Observation {
             observer: Rc::clone(self),
             connection,
             service: Rc::clone(service),
@@ -115,7 +115,7 @@ impl Observer {
             is_complete: Cell::new(false),
             fault: "",
             line: Vec::new(),
-        }
+        })
     }
 
     /// Begins a log line with what the request says of itself. Returns an empty buffer when there is

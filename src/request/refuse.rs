@@ -69,7 +69,7 @@ impl Refuse {
         verdict: &Verdict,
         instance: u64,
         request_id: &HeaderValue,
-        observation: Observation,
+        observation: Box<Observation>,
         now: Instant,
     ) -> Response<ReplyBody> {
         let (status, base) = match verdict {
@@ -126,7 +126,7 @@ impl Refuse {
     pub(crate) fn invalid(
         invalid: Invalid,
         request_id: &HeaderValue,
-        observation: Observation,
+        observation: Box<Observation>,
     ) -> Response<ReplyBody> {
         let reason = StatusCode::from_u16(invalid.status)
             .ok()
@@ -147,7 +147,7 @@ impl Refuse {
     /// Answers a request that belongs to no service.
     pub(crate) fn unmatched(
         request_id: &HeaderValue,
-        observation: Observation,
+        observation: Box<Observation>,
     ) -> Response<ReplyBody> {
         Problem {
             status: 404,
@@ -165,7 +165,7 @@ impl Refuse {
     /// Answers a request whose body is longer than its service takes.
     pub(crate) fn too_large(
         request_id: &HeaderValue,
-        observation: Observation,
+        observation: Box<Observation>,
     ) -> Response<ReplyBody> {
         Problem {
             status: 413,
@@ -184,7 +184,7 @@ impl Refuse {
     pub(crate) fn shed(
         &self,
         request_id: &HeaderValue,
-        observation: Observation,
+        observation: Box<Observation>,
     ) -> Response<ReplyBody> {
         Problem {
             status: 503,
@@ -204,7 +204,7 @@ impl Refuse {
         &self,
         error: &UpstreamError,
         request_id: &HeaderValue,
-        observation: Observation,
+        observation: Box<Observation>,
     ) -> Response<ReplyBody> {
         let status = error.status();
         let (title, detail) = match status {
@@ -257,7 +257,11 @@ impl Refuse {
 }
 
 impl Problem<'_> {
-    fn answer(self, request_id: &HeaderValue, mut observation: Observation) -> Response<ReplyBody> {
+    fn answer(
+        self,
+        request_id: &HeaderValue,
+        mut observation: Box<Observation>,
+    ) -> Response<ReplyBody> {
         observation.status = self.status;
         let body = ReplyBody::own(self.document(request_id), observation);
         let mut response = Response::new(body);

@@ -180,7 +180,7 @@ impl Workbench {
             flows: Flows::of(&setup.schema),
             no_service: Rc::new(no_service),
             metrics: Arc::clone(metrics),
-            tarpitted: Rc::default(),
+            tarpit: Rc::default(),
         };
         Ok(Self {
             number,
@@ -218,7 +218,7 @@ impl Workbench {
             flows: Flows::of(&setup.schema),
             no_service: Rc::clone(&before.no_service),
             metrics: Arc::clone(metrics),
-            tarpitted: Rc::clone(&before.tarpitted),
+            tarpit: Rc::clone(&before.tarpit),
         };
         *self.worker.borrow_mut() = Rc::new(worker);
         self.former.borrow_mut().push(before);

@@ -18,7 +18,8 @@ impl Flows {
     }
 
     /// Returns the number of a request's flow: of its attributes' values, or of its network (/24, /48)
-    /// where it has none of them. To be called only when the service is full.
+    /// where it has none of them. Asked for each request, before anybody knows whether it has to wait: a
+    /// multiplication per attribute is less than to keep the facts until then.
     ///
     /// # Accuracy
     ///
