@@ -15,7 +15,7 @@ PROMTOOL_SKIPPED := alerts (promtool is missing: apt-get install -y prometheus)
 
 STEPS := toolchain fmt clippy test doctest doc config alerts
 
-.PHONY: help check $(STEPS) soak chaos demo bench detection-report incident audit
+.PHONY: help check $(STEPS) soak chaos demo bench bench-builds detection-report incident audit
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ demo: ## Replays the 2020 incident over real sockets, in one process
 
 bench: ## Compares CPU per request with nginx and HAProxy, side by side (4 minutes at most)
 	@python3 bench/compare.py --build $(ARGS)
+
+bench-builds: ## Compares CPU per request of BUILDS="BEFORE AFTER", two binaries of Tidegate (2 minutes)
+	@test -n "$(BUILDS)" || { echo "name two binaries: make bench-builds BUILDS=\"BEFORE AFTER\"; see bench/builds.py"; exit 2; }
+	@python3 bench/builds.py $(BUILDS) $(ARGS)
 
 detection-report: ## Measures the detector on recorded traffic: make detection-report DATA=FOLDER (15 minutes at most)
 	@test -n "$(DATA)" || { echo "name the folder with the recorded counts: make detection-report DATA=FOLDER; see bench/detection/report.py"; exit 2; }

@@ -144,6 +144,17 @@ def prove_limits(proxies: Proxies, name: str) -> None:
             raise BenchError(f"{name}: the limit per {label} is not in force: {sorted(set(statuses))}")
 
 
+def start_upstream(folder: Path, stack: contextlib.ExitStack) -> int:
+    """Starts nginx as the upstream of all, 1 KB of JSON for every request; returns its port."""
+    port, folder = free_port(), folder / "upstream"
+    answer = 'return 200 \'{"settings":"' + "x" * 1000 + '"}\';'
+    configuration = render("upstream.conf", folder / "nginx.conf", folder=folder, user=user_line(), port=port,
+                           answer=answer, capacity="", capacity_zone="")
+    upstream = Server.start("upstream", ["nginx", "-c", str(configuration)], port, LOAD_CORE, folder)
+    stack.callback(upstream.stop)
+    return port
+
+
 class Generator:
     """wrk on its core, with the requests of each kind written out once."""
 
@@ -246,13 +257,7 @@ def run(options: argparse.Namespace) -> int:
           f"{CONNECTIONS} connections: about {planned:.0f} s", flush=True)
     samples: list[Sample] = []
     with workplace() as (folder, stack):
-        upstream_port = free_port()
-        answer = 'return 200 \'{"settings":"' + "x" * 1000 + '"}\';'
-        configuration = render("upstream.conf", folder / "upstream" / "nginx.conf", folder=folder / "upstream",
-                               user=user_line(), port=upstream_port, answer=answer, capacity="", capacity_zone="")
-        upstream = Server.start("upstream", ["nginx", "-c", str(configuration)], upstream_port, LOAD_CORE,
-                                folder / "upstream")
-        stack.callback(upstream.stop)
+        upstream_port = start_upstream(folder, stack)
         proxies = Proxies(options, folder, upstream_port)
         servers, after_refusal = {}, {}
         for name in names:
