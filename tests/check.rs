@@ -216,6 +216,7 @@ upstreams:
     assert_eq!(login.ejection, Some(ejection));
     let tls = Tls {
         ca: Some("etc/tls/ca.pem".into()),
+        ca_digest: 0,
         server_name: Some("login.internal".into()),
     };
     assert_eq!(login.tls, Some(tls));

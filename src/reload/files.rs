@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub(super) struct Look(u64);
 /// What was read.
 struct Text {
     settings: String,
+    /// What the files of authorities hold, in the order of [`authority_files`].
+    authorities: Vec<Digest>,
     rules: Vec<FileText>,
 }
 
@@ -60,18 +62,19 @@ impl ConfigFiles {
         let settings = Settings::parse(&path.to_string_lossy(), &text)?;
         let mut files = Self {
             path: path.to_owned(),
-            settings: Arc::new(settings.clone()),
+            settings: Arc::new(settings),
             settings_said: digest(&text),
-            settings_in_force: digest(&text),
+            settings_in_force: 0,
             in_force: 0,
             newest: 0,
             since: HashMap::new(),
         };
         let (digest, read) = files.read(now);
         let text = read?;
-        let rules = parse_texts(&text.rules, &mut settings.vocabulary())?;
+        let rules = parse_texts(&text.rules, &mut files.settings.vocabulary())?;
         (files.in_force, files.newest) = (digest, digest);
-        Ok((settings, rules, files))
+        files.settings_in_force = text.settings();
+        Ok((files.settings_of(&text), rules, files))
     }
 
     /// Reads again, and notes how the files looked just before. `None`: they say what they said the
@@ -110,9 +113,9 @@ impl ConfigFiles {
     }
 
     fn understand(&mut self, text: &Text) -> Result<Loaded, Problems> {
-        let said = digest(&text.settings);
+        let said = text.settings();
         let rules = parse_texts(&text.rules, &mut self.settings.vocabulary())?;
-        let settings = (said != self.settings_in_force).then(|| Settings::clone(&self.settings));
+        let settings = (said != self.settings_in_force).then(|| self.settings_of(text));
         if let Some(settings) = &settings {
             self.try_access_log(settings)?;
             self.try_tls(settings)?;
@@ -120,6 +123,18 @@ impl ConfigFiles {
         self.settings_in_force = said;
         let settings = settings.map(Box::new);
         Ok(Loaded::Changed { rules, settings })
+    }
+
+    /// Returns the settings that were read, with what the files that they name hold.
+    fn settings_of(&self, text: &Text) -> Settings {
+        let mut settings = Settings::clone(&self.settings);
+        let upstreams = settings.upstreams.iter_mut();
+        let believing = upstreams.filter_map(|upstream| upstream.tls.as_mut());
+        let believing = believing.filter(|tls| tls.ca.is_some());
+        for (tls, digest) in believing.zip(&text.authorities) {
+            tls.ca_digest = *digest;
+        }
+        settings
     }
 
     /// Opens the access log as it will be, for a mistake in it is one in the settings.
@@ -176,6 +191,9 @@ impl ConfigFiles {
         {
             problems.extend(more);
         }
+        let authorities = authority_files(&self.settings);
+        let authorities: Vec<Digest> = authorities.map(digest_of_file).collect();
+        authorities.hash(&mut hasher);
         let rules = match survey_of(&self.settings.rules) {
             Ok(survey) => {
                 let (rules, more) = read_all(&survey.files, now);
@@ -193,7 +211,12 @@ impl ConfigFiles {
         for problem in problems.iter() {
             problem.to_string().hash(&mut hasher);
         }
-        (hasher.finish(), problems.or(Text { settings, rules }))
+        let text = Text {
+            settings,
+            authorities,
+            rules,
+        };
+        (hasher.finish(), problems.or(text))
     }
 
     /// Notes since when each file is as it is: a change of one does not renew the `ttl`s of the others.
@@ -218,6 +241,10 @@ impl ConfigFiles {
         let mut places = Places::default();
         stamp(&self.path, &mut hasher);
         note_way_to(&self.path, &mut places);
+        for file in authority_files(&self.settings) {
+            stamp(file, &mut hasher);
+            note_way_to(file, &mut places);
+        }
         let RulesFolder { path, .. } = &self.settings.rules;
         note_way_to(path, &mut places);
         stamp(path, &mut hasher);
@@ -244,10 +271,28 @@ impl ConfigFiles {
     }
 }
 
-fn digest(text: &str) -> Digest {
+impl Text {
+    /// Returns another number for other settings, or other content of the files that they name.
+    fn settings(&self) -> Digest {
+        digest((digest(&self.settings), &self.authorities))
+    }
+}
+
+/// Names the files of the authorities that upstreams are believed by.
+fn authority_files(settings: &Settings) -> impl Iterator<Item = &Path> {
+    let upstreams = settings.upstreams.iter();
+    upstreams.filter_map(|upstream| upstream.tls.as_ref()?.ca.as_deref())
+}
+
+fn digest(said: impl Hash) -> Digest {
     let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
+    said.hash(&mut hasher);
     hasher.finish()
+}
+
+/// Hashes what a file holds, or why it cannot be read.
+fn digest_of_file(path: &Path) -> Digest {
+    digest(fs::read(path).map_err(|error| error.to_string()))
 }
 
 /// Hashes what changes with a file, and follows links.

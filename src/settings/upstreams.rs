@@ -85,6 +85,9 @@ impl Default for Ejection {
 pub struct Tls {
     /// The file of the authorities that are believed; `None`: those of the system.
     pub ca: Option<PathBuf>,
+    /// What that file holds, as a number that is another when the file says something else. Whoever reads
+    /// the file sets it; before, it is 0.
+    pub ca_digest: u64,
     /// The name that is asked for and must stand in the certificate; `None`: the endpoint's host.
     pub server_name: Option<Arc<str>>,
 }
@@ -229,7 +232,11 @@ impl Reading<'_> {
             self.reader
                 .parsed("server_name", node, "`chat.internal`", parse_server_name)
         });
-        Some(Tls { ca, server_name })
+        Some(Tls {
+            ca,
+            ca_digest: 0,
+            server_name,
+        })
     }
 
     /// Reads a duration of at least `least`, or gives the default; a bad one has left a problem.

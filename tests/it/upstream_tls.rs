@@ -178,6 +178,25 @@ fn whoever_shows_the_wrong_certificate_gets_no_request() {
 }
 
 #[test]
+fn whoever_the_authorities_file_vouches_for_by_now_is_believed() {
+    let (authority, next) = (Authority::new(), Authority::new());
+    let upstream = next.upstream("127.0.0.1");
+    let proxy = proxy(upstream.address, &authority.believed(""));
+    proxy.ask(GET).expect_problem(502, "tls_certificate_error");
+    // A file that is no certificate is refused, and changes nothing.
+    authority.folder.write("ca.pem", "not a certificate\n");
+    eventually("the refusal is counted", || {
+        proxy.metric("tidegate_reload_failures_total") > 0
+    });
+    proxy.ask(GET).expect_problem(502, "tls_certificate_error");
+    let next = std::fs::read_to_string(next.folder.path().join("ca.pem")).expect("its certificate");
+    authority.folder.write("ca.pem", &next);
+    eventually("the next authority is believed", || {
+        proxy.ask(GET).status() == 200
+    });
+}
+
+#[test]
 fn who_does_not_speak_tls_is_502_and_hears_nothing_of_the_request() {
     let authority = Authority::new();
     let plain = Upstream::new();
