@@ -1,7 +1,7 @@
 //! The only place that writes refusals: problem documents (RFC 9457) with everything that a client
 //! needs to behave, and nothing about how it was found out.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,7 +38,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_mins(10);
 #[derive(Debug)]
 pub(crate) struct Refuse {
     impatience: RefCell<Impatience>,
-    random: Cell<u64>,
+    random: RefCell<fastrand::Rng>,
 }
 
 /// What a refusal says.
@@ -59,7 +59,7 @@ impl Refuse {
     pub(crate) fn new(random: u64) -> Self {
         Self {
             impatience: RefCell::new(Impatience::new()),
-            random: Cell::new(random | 1),
+            random: RefCell::new(fastrand::Rng::with_seed(random)),
         }
     }
 
@@ -246,13 +246,8 @@ impl Refuse {
 
     /// Adds up to a quarter, so that clients told at once do not come back at once.
     fn jittered(&self, wait: Duration) -> Duration {
-        let mut random = self.random.get();
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        self.random.set(random);
         let wait = wait.max(Duration::from_millis(500));
-        wait + wait.mul_f64(0.25 * (random >> 11) as f64 / (1_u64 << 53) as f64)
+        wait + wait.mul_f64(0.25 * self.random.borrow_mut().f64())
     }
 }
 

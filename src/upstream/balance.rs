@@ -75,16 +75,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A generator of our own: the same numbers in every run.
+    /// The same numbers in every run.
     fn randoms(count: usize) -> impl Iterator<Item = u64> {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        std::iter::repeat_with(move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-        })
-        .take(count)
+        let mut random = fastrand::Rng::with_seed(7);
+        std::iter::repeat_with(move || random.u64(..)).take(count)
     }
 
     fn list(of: &[(f64, u32)]) -> impl Fn(usize) -> Option<Candidate> {

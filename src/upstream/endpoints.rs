@@ -198,8 +198,8 @@ impl Endpoints {
     }
 
     /// Notes that an attempt to find out failed at every endpoint it tried.
-    pub(crate) fn still_unreachable(&self, random: u64) {
-        self.breaker.open(random, self.clock.now());
+    pub(crate) fn still_unreachable(&self, jitter: f64) {
+        self.breaker.open(jitter, self.clock.now());
     }
 
     /// Notes that a connection was made.
@@ -215,7 +215,7 @@ impl Endpoints {
 
     /// Notes that a connection could not be made. `is_certain`: nobody is there, or not the right
     /// one; otherwise it may be that the network or the endpoint was busy.
-    pub(crate) fn connect_failed(&self, endpoint: &Endpoint, is_certain: bool, random: u64) {
+    pub(crate) fn connect_failed(&self, endpoint: &Endpoint, is_certain: bool, jitter: f64) {
         let now = self.clock.now();
         endpoint.change(now, |health| health.connect_failed(now));
         self.consider(endpoint, now);
@@ -229,7 +229,7 @@ impl Endpoints {
         let answered = Instant::from_nanos(self.answered.load(Ordering::Relaxed));
         if all_fail
             && (is_certain || now.since(answered) > ANSWERED_LATELY)
-            && self.breaker.open(random, now)
+            && self.breaker.open(jitter, now)
         {
             self.series.breaker_open.set(1);
             tracing::error!(

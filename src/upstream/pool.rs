@@ -49,7 +49,7 @@ pub(crate) struct Upstream {
     sent: Cell<u64>,
     /// When it was said last that connections cannot be made from here.
     told_at: Cell<Option<Instant>>,
-    random: Cell<u64>,
+    random: RefCell<fastrand::Rng>,
     open: IntGauge,
 }
 
@@ -92,7 +92,7 @@ impl Upstream {
             generation: Cell::new(u64::MAX),
             sent: Cell::new(0),
             told_at: Cell::new(None),
-            random: Cell::new(random | 1),
+            random: RefCell::new(fastrand::Rng::with_seed(random)),
             open,
         })
     }
@@ -172,7 +172,7 @@ impl Upstream {
                 .flatten();
             let Some(next) = next else {
                 if std::mem::take(&mut attempt.is_open) {
-                    self.endpoints.still_unreachable(self.random());
+                    self.endpoints.still_unreachable(self.unit());
                 }
                 return Err(error);
             };
@@ -198,7 +198,7 @@ impl Upstream {
         let is_certain = !matches!(error, UpstreamError::ConnectTimeout(_));
         stay.has_told();
         self.endpoints
-            .connect_failed(&stay.seat.endpoint, is_certain, self.random());
+            .connect_failed(&stay.seat.endpoint, is_certain, self.unit());
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Box<Link>, UpstreamError> {
@@ -214,8 +214,7 @@ impl Upstream {
 
     /// Returns how long the next connection may live.
     fn age_limit(&self) -> Duration {
-        let unit = (self.random() >> 11) as f64 / (1_u64 << 53) as f64;
-        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * unit;
+        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * self.unit();
         self.spec.max_age.mul_f64(factor)
     }
 
@@ -262,7 +261,7 @@ impl Upstream {
                     load: seat.in_flight(),
                 })
             };
-            pick(self.random(), &candidate)
+            pick(self.random.borrow_mut().u64(..), &candidate)
         };
         let picked = draw(most_are_out).or_else(|| draw(true))?;
         seats.get(picked).map(|seat| Stay::begin(seat, false))
@@ -291,14 +290,9 @@ impl Upstream {
         self.generation.set(generation);
     }
 
-    /// Returns a random number (xorshift; nothing secret depends on it).
-    fn random(&self) -> u64 {
-        let mut random = self.random.get();
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        self.random.set(random);
-        random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    /// Returns a random number from 0 to 1.
+    fn unit(&self) -> f64 {
+        self.random.borrow_mut().f64()
     }
 
     /// Asks whether a request may be sent again that may have been worked on.

@@ -95,13 +95,13 @@ fn nobody_connects_any_more_only_when_every_endpoint_failed_three_times() {
     let endpoints = many(3, "");
     let list = endpoints.list();
     for one in list.iter().take(2).cycle().take(100) {
-        endpoints.connect_failed(one, true, 1);
+        endpoints.connect_failed(one, true, 0.5);
     }
     assert_eq!(endpoints.permit(), Permit::Given, "the third is well");
-    endpoints.connect_failed(&list[2], true, 1);
-    endpoints.connect_failed(&list[2], true, 1);
+    endpoints.connect_failed(&list[2], true, 0.5);
+    endpoints.connect_failed(&list[2], true, 0.5);
     assert_eq!(endpoints.permit(), Permit::Given);
-    endpoints.connect_failed(&list[2], true, 1);
+    endpoints.connect_failed(&list[2], true, 0.5);
     assert_eq!(endpoints.permit(), Permit::Refused);
     endpoints.connected(&list[1]);
     assert_eq!(endpoints.permit(), Permit::Given);
@@ -113,14 +113,14 @@ fn connections_that_take_too_long_mean_nothing_while_answers_come() {
     let list = endpoints.list();
     endpoints.count(0, true);
     for _ in 0..9 {
-        endpoints.connect_failed(&list[0], false, 1);
+        endpoints.connect_failed(&list[0], false, 0.5);
     }
     assert_eq!(endpoints.permit(), Permit::Given);
-    endpoints.connect_failed(&list[0], true, 1);
+    endpoints.connect_failed(&list[0], true, 0.5);
     assert_eq!(endpoints.permit(), Permit::Refused, "nobody is there");
     let silent = many(1, "");
     for _ in 0..3 {
-        silent.connect_failed(&silent.list()[0], false, 1);
+        silent.connect_failed(&silent.list()[0], false, 0.5);
     }
     assert_eq!(silent.permit(), Permit::Refused);
 }
@@ -136,7 +136,7 @@ fn an_endpoint_that_fails_its_checks_does_not_count_among_those_that_may_be_reac
     }
     assert!(list[0].view().fails_checks);
     for _ in 0..3 {
-        endpoints.connect_failed(&list[1], true, 1);
+        endpoints.connect_failed(&list[1], true, 0.5);
     }
     assert_eq!(endpoints.permit(), Permit::Refused);
 }
@@ -221,7 +221,7 @@ async fn an_upstream_that_nobody_looks_after_any_more_raises_no_alarm() {
     let spec = spec("[\"10.0.0.1:80\"]", "");
     let endpoints = Endpoints::open(spec, None, &metrics, Clock::start()).unwrap();
     for _ in 0..3 {
-        endpoints.connect_failed(&endpoints.list()[0], true, 1);
+        endpoints.connect_failed(&endpoints.list()[0], true, 0.5);
     }
     let shown = || {
         let text = String::from_utf8(metrics.text()).unwrap();
@@ -274,7 +274,7 @@ proptest! {
             let one = &list[place % count];
             match what {
                 0 | 1 => endpoints.failed(one),
-                2 => endpoints.connect_failed(one, true, 7),
+                2 => endpoints.connect_failed(one, true, 0.5),
                 3 => endpoints.answered(one, true),
                 _ => {
                     now = now + Duration::from_secs(7);
