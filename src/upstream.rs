@@ -1,7 +1,7 @@
 //! Upstreams: connections to the services behind, per worker, capped and reused, to the endpoint that
 //! has the least to do of those that are well.
 //!
-//! Each worker has its own connections ([`pool`], [`seat`], [`link`]), so taking one costs no lock. How
+//! Each worker has its own connections ([`pool`], [`seats`], [`link`]), so taking one costs no lock. How
 //! the endpoints are, all workers share ([`endpoints`]); what takes time is done on the control side
 //! ([`care`]). Knows how to get a connection and what went wrong; which request goes where is
 //! [`crate::request`]'s business.
@@ -20,6 +20,7 @@ mod pool;
 mod resolve;
 mod retry_budget;
 mod seat;
+mod seats;
 mod series;
 mod stream;
 mod tls;

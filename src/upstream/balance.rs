@@ -7,62 +7,77 @@
 //! all of them would have every request write to memory that all workers share. What a slow endpoint
 //! has too much of, every worker sees in its own part.
 
-/// Somebody who may be drawn.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate {
-    /// What it gets compared with the others; 0: nothing.
-    pub(crate) weight: f64,
-    /// Requests under way.
-    pub(crate) load: u32,
+/// What is drawn from: one lot for each candidate, as large as what it gets compared with the others.
+///
+/// Drawing takes time that grows with the logarithm of how many there are; memory is 8 B for each.
+#[derive(Debug, Default)]
+pub(super) struct Lots {
+    /// Where each lot ends; it begins where the one before ends.
+    ends: Vec<f64>,
 }
 
-/// Draws two candidates by weight and returns the place of the one with less under way for its
-/// weight, the first drawn where both are the same. `None`: nobody has a weight.
-pub(crate) fn pick<C>(random: u64, candidates: &C) -> Option<usize>
-where
-    C: Fn(usize) -> Option<Candidate>,
-{
-    let total: f64 = walk(candidates, None).map(|(_, one)| one.weight).sum();
-    let (first, one) = draw(unit(random as u32), total, candidates, None)?;
-    let rest = total - one.weight;
-    let Some((second, other)) = draw(unit((random >> 32) as u32), rest, candidates, Some(first))
-    else {
-        return Some(first);
-    };
-    let is_freer = f64::from(other.load) * one.weight < f64::from(one.load) * other.weight;
-    Some(if is_freer { second } else { first })
-}
-
-/// Goes through everybody with a weight but `without`.
-fn walk<C>(candidates: &C, without: Option<usize>) -> impl Iterator<Item = (usize, Candidate)>
-where
-    C: Fn(usize) -> Option<Candidate>,
-{
-    (0..)
-        .map_while(move |place| Some((place, candidates(place)?)))
-        .filter(move |(place, one)| one.weight > 0.0 && Some(*place) != without)
-}
-
-fn draw<C>(
-    unit: f64,
-    total: f64,
-    candidates: &C,
-    without: Option<usize>,
-) -> Option<(usize, Candidate)>
-where
-    C: Fn(usize) -> Option<Candidate>,
-{
-    let mut left = unit * total;
-    let mut last = None;
-    for drawn in walk(candidates, without) {
-        left -= drawn.1.weight;
-        last = Some(drawn);
-        if left < 0.0 {
-            break;
-        }
+impl Lots {
+    /// Makes the lots anew. One of no size is never drawn.
+    pub(super) fn renew(&mut self, weights: impl Iterator<Item = f64>) {
+        self.ends.clear();
+        let mut end = 0.0;
+        self.ends.extend(weights.map(|weight| {
+            end += weight;
+            end
+        }));
     }
-    // Rounding may leave a bit over: it belongs to the last.
-    last
+
+    /// Returns whether nobody can be drawn.
+    pub(super) fn is_blank(&self) -> bool {
+        self.total() <= 0.0
+    }
+
+    /// Draws two candidates and returns the place of the one with less under way for its weight, the first
+    /// drawn where both are the same. `None`: nobody has a lot.
+    pub(super) fn pick(
+        &self,
+        random: impl FnOnce() -> u64,
+        load: impl Fn(usize) -> u32,
+    ) -> Option<usize> {
+        if self.is_blank() {
+            return None;
+        }
+        if self.ends.len() == 1 {
+            return Some(0);
+        }
+        let random = random();
+        let first = self.at(unit(random as u32) * self.total())?;
+        let (begin, weight) = self.lot(first)?;
+        // As if the first lot had been taken out.
+        let mut point = unit((random >> 32) as u32) * (self.total() - weight);
+        if point >= begin {
+            point += weight;
+        }
+        let second = self.at(point).filter(|second| *second != first);
+        let Some((second, (_, other))) = second.and_then(|at| Some((at, self.lot(at)?))) else {
+            return Some(first);
+        };
+        let is_freer = f64::from(load(second)) * weight < f64::from(load(first)) * other;
+        Some(if is_freer { second } else { first })
+    }
+
+    fn total(&self) -> f64 {
+        self.ends.last().copied().unwrap_or_default()
+    }
+
+    /// Returns whose lot a point is in. `None`: rounding has put it behind the last.
+    fn at(&self, point: f64) -> Option<usize> {
+        let at = self.ends.partition_point(|end| *end <= point);
+        (at < self.ends.len()).then_some(at)
+    }
+
+    /// Returns where a lot begins, and its size.
+    fn lot(&self, at: usize) -> Option<(f64, f64)> {
+        let end = self.ends.get(at)?;
+        let begin = at.checked_sub(1).and_then(|before| self.ends.get(before));
+        let begin = begin.copied().unwrap_or_default();
+        Some((begin, end - begin))
+    }
 }
 
 /// Turns random bits into a number from 0 to below 1.
@@ -81,27 +96,23 @@ mod tests {
         std::iter::repeat_with(move || random.u64(..)).take(count)
     }
 
-    fn list(of: &[(f64, u32)]) -> impl Fn(usize) -> Option<Candidate> {
-        let of = of.to_vec();
-        move |place| {
-            of.get(place)
-                .map(|&(weight, load)| Candidate { weight, load })
-        }
+    /// Picks among candidates of these weights and loads.
+    fn pick(random: u64, of: &[(f64, u32)]) -> Option<usize> {
+        let mut lots = Lots::default();
+        lots.renew(of.iter().map(|one| one.0));
+        lots.pick(|| random, |place| of[place].1)
     }
 
     #[test]
     fn nobody_with_a_weight_means_nobody_is_picked() {
-        assert_eq!(pick(1, &list(&[])), None);
-        assert_eq!(pick(1, &list(&[(0.0, 0), (0.0, 3)])), None);
-        assert_eq!(
-            pick(u64::MAX, &list(&[(0.0, 0), (1.0, 9), (0.0, 0)])),
-            Some(1)
-        );
+        assert_eq!(pick(1, &[]), None);
+        assert_eq!(pick(1, &[(0.0, 0), (0.0, 3)]), None);
+        assert_eq!(pick(u64::MAX, &[(0.0, 0), (1.0, 9), (0.0, 0)]), Some(1));
     }
 
     #[test]
     fn without_load_the_weights_are_the_shares() {
-        let idle = list(&[(1.0, 0), (3.0, 0), (4.0, 0)]);
+        let idle = [(1.0, 0), (3.0, 0), (4.0, 0)];
         let mut picked = [0_u32; 3];
         for random in randoms(80_000) {
             picked[pick(random, &idle).unwrap()] += 1;
@@ -115,9 +126,9 @@ mod tests {
     #[test]
     fn of_two_the_one_with_less_to_do_for_its_weight_is_always_picked() {
         for random in randoms(1000) {
-            assert_eq!(pick(random, &list(&[(1.0, 2), (1.0, 1)])), Some(1));
-            assert_eq!(pick(random, &list(&[(3.0, 5), (1.0, 2)])), Some(0));
-            assert_eq!(pick(random, &list(&[(3.0, 7), (1.0, 2)])), Some(1));
+            assert_eq!(pick(random, &[(1.0, 2), (1.0, 1)]), Some(1));
+            assert_eq!(pick(random, &[(3.0, 5), (1.0, 2)]), Some(0));
+            assert_eq!(pick(random, &[(3.0, 7), (1.0, 2)]), Some(1));
         }
     }
 
@@ -136,7 +147,7 @@ mod tests {
                 }
             }
             let load: Vec<(f64, u32)> = ends.iter().map(|q| (1.0, q.len() as u32)).collect();
-            let place = pick(random, &list(&load)).unwrap();
+            let place = pick(random, &load).unwrap();
             ends[place].push_back(tick + service_ticks[place]);
             served[place] += 1;
         }
@@ -153,7 +164,7 @@ mod tests {
             random in any::<u64>(),
         ) {
             let usable: Vec<usize> = (0..candidates.len()).filter(|at| candidates[*at].0 > 0.0).collect();
-            let picked = pick(random, &list(&candidates));
+            let picked = pick(random, &candidates);
             prop_assert_eq!(picked.is_none(), usable.is_empty());
             if let Some(picked) = picked {
                 prop_assert!(usable.contains(&picked));

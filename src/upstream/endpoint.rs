@@ -29,6 +29,8 @@ struct State {
     health: Mutex<Health>,
     /// A [`View`] of it, packed.
     view: AtomicU64,
+    /// Rises where that makes a difference to which endpoint is chosen.
+    generation: Generation,
     succeeded: AtomicU64,
     failed: AtomicU64,
     in_flight: AtomicI64,
@@ -53,10 +55,28 @@ const TROUBLED: u64 = 1 << 3;
 /// Above them the time: 2^60 ns are 36 years of uptime.
 const TIME_SHIFT: u32 = 4;
 
-/// An endpoint of which nothing is to be said: in, at its full share, without a failure.
-const SETTLED: u64 = 0;
+/// A number that rises when something has changed that whoever chooses must know.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Generation(Arc<AtomicU64>);
+
+impl Generation {
+    /// Returns the number. What was changed before it rose to this is seen by whoever reads it then.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Says that something has changed.
+    pub(crate) fn rise(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
 
 impl View {
+    /// Returns whether time alone will not change whether requests go there, and how many.
+    pub(crate) fn is_lasting(self) -> bool {
+        self.fails_checks || self.standing == Standing::In(Instant::ZERO)
+    }
+
     fn pack(self) -> u64 {
         let (tag, time) = match self.standing {
             Standing::In(since) => (0, since.as_nanos()),
@@ -86,10 +106,17 @@ impl View {
 impl Endpoint {
     /// Begins as an endpoint that came at `since`; [`Instant::ZERO`]: that was there from the
     /// beginning.
-    pub(crate) fn new(name: Arc<str>, address: SocketAddr, weight: u32, since: Instant) -> Self {
+    pub(crate) fn new(
+        name: Arc<str>,
+        address: SocketAddr,
+        weight: u32,
+        since: Instant,
+        generation: Generation,
+    ) -> Self {
         let state = State {
             health: Mutex::new(Health::since(since)),
-            view: AtomicU64::new(SETTLED),
+            view: AtomicU64::new(0),
+            generation,
             succeeded: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             in_flight: AtomicI64::new(0),
@@ -120,11 +147,6 @@ impl Endpoint {
         host.trim_matches(['[', ']'])
     }
 
-    /// Returns whether there is nothing to be said of it: requests may go there at once.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.state.view.load(Ordering::Relaxed) == SETTLED
-    }
-
     /// Returns what a request must know of it.
     pub(crate) fn view(&self) -> View {
         View::unpack(self.state.view.load(Ordering::Relaxed))
@@ -145,7 +167,11 @@ impl Endpoint {
                 || health.connect_failures_in_a_row() > 0
                 || health.standing() == Standing::Probing,
         };
-        self.state.view.store(view.pack(), Ordering::Relaxed);
+        let view = view.pack();
+        let before = self.state.view.swap(view, Ordering::Relaxed);
+        if (before ^ view) & !TROUBLED != 0 {
+            self.state.generation.rise();
+        }
         changed
     }
 
@@ -204,15 +230,21 @@ mod tests {
         let began = Instant::from_secs_f64(1e6);
         let at = |seconds| began + std::time::Duration::from_secs(seconds);
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
-        let endpoint = Endpoint::new("a:80".into(), address, 1, began);
-        assert!(!endpoint.is_settled());
+        let generation = Generation::default();
+        let endpoint = Endpoint::new("a:80".into(), address, 1, began, generation.clone());
+        let is_lasting = || endpoint.view().is_lasting();
+        assert!(!is_lasting());
         endpoint.change(at(9), |_| ());
-        assert!(!endpoint.is_settled());
+        assert!(!is_lasting());
+        let before = generation.get();
         endpoint.change(at(10), |_| ());
-        assert!(endpoint.is_settled());
+        assert!(is_lasting());
+        assert!(generation.get() > before, "whoever chooses must know");
+        let before = generation.get();
         endpoint.change(at(11), |health| health.failed(at(11)));
         assert!(endpoint.view().is_troubled, "its next answer is news");
         endpoint.change(at(12), |health| health.answered(at(12)));
-        assert!(endpoint.is_settled());
+        assert!(!endpoint.view().is_troubled);
+        assert_eq!(generation.get(), before, "to nobody who chooses");
     }
 }

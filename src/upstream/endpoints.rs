@@ -13,7 +13,7 @@ use tidegate_engine::time::Instant;
 use tokio::sync::Notify;
 
 use super::breaker::{Breaker, Permit};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Generation};
 use super::health::{Health, Standing};
 use super::retry_budget::RetryBudget;
 use super::series::{EjectionReason, Series};
@@ -41,8 +41,9 @@ pub struct Endpoints {
     /// All series that tell of them.
     pub(crate) series: Series,
     list: ArcSwap<Vec<Arc<Endpoint>>>,
-    /// Rises with each new list.
-    generation: AtomicU64,
+    /// Rises with each new list, and when an endpoint's standing changes; also with those of settings
+    /// before, whose endpoints these may be.
+    generation: Generation,
     /// The addresses of each name, as they were found last.
     names: Mutex<HashMap<Arc<str>, Vec<SocketAddr>>>,
     found: Notify,
@@ -86,13 +87,15 @@ impl Endpoints {
         let is_check_believed = before.is_some_and(|before| {
             before.spec.health == spec.health && before.is_check_believed.load(Ordering::Relaxed)
         });
+        let generation = before.map(|before| before.generation.clone());
+        let generation = generation.unwrap_or_default();
         let endpoints = Self {
             spec,
             clock,
             tls,
             series,
             list: ArcSwap::default(),
-            generation: AtomicU64::new(0),
+            generation,
             names: Mutex::new(known),
             found: Notify::new(),
             breaker: Breaker::default(),
@@ -111,9 +114,9 @@ impl Endpoints {
         self.list.load_full()
     }
 
-    /// Returns a number that rises when the endpoints change.
+    /// Returns a number that rises when the endpoints change, or whether requests go there.
     pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.generation.get()
     }
 
     /// Returns the endpoints that are names, not addresses.
@@ -164,13 +167,16 @@ impl Endpoints {
                     Some(same) => Arc::new(same.weighing(place.weight)),
                     None => {
                         let name = Arc::clone(&place.address);
-                        Arc::new(Endpoint::new(name, *address, place.weight, since))
+                        let generation = self.generation.clone();
+                        let endpoint =
+                            Endpoint::new(name, *address, place.weight, since, generation);
+                        Arc::new(endpoint)
                     }
                 });
             }
         }
         self.list.store(Arc::new(list));
-        self.generation.fetch_add(1, Ordering::Release);
+        self.generation.rise();
         drop(names);
         self.measure(self.clock.now());
     }

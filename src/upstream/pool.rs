@@ -12,13 +12,13 @@ use std::time::Duration;
 use prometheus::IntGauge;
 use tokio::time::{Instant, timeout_at};
 
-use super::balance::{Candidate, pick};
 use super::breaker::Permit;
 use super::connect::connect;
 use super::endpoint::Endpoint;
 use super::lease::Lease;
 use super::link::{Link, Open};
-use super::seat::{Seat, Stay};
+use super::seat::Stay;
+use super::seats::Seats;
 use super::{Endpoints, UpstreamError, chain};
 use crate::metrics::{Metrics, UpstreamFailures};
 use crate::overload::Overload;
@@ -42,9 +42,7 @@ pub(crate) struct Upstream {
     overload: Arc<Overload>,
     pub(super) endpoints: Arc<Endpoints>,
     now: Rc<Cell<Instant>>,
-    seats: RefCell<Vec<Rc<Seat>>>,
-    /// Of which list of endpoints they are.
-    generation: Cell<u64>,
+    seats: RefCell<Seats>,
     /// Requests since everybody was told.
     sent: Cell<u64>,
     /// When it was said last that connections cannot be made from here.
@@ -89,7 +87,6 @@ impl Upstream {
             endpoints: Arc::clone(endpoints),
             now,
             seats: RefCell::default(),
-            generation: Cell::new(u64::MAX),
             sent: Cell::new(0),
             told_at: Cell::new(None),
             random: RefCell::new(fastrand::Rng::with_seed(random)),
@@ -218,76 +215,11 @@ impl Upstream {
         self.spec.max_age.mul_f64(factor)
     }
 
-    /// Chooses an endpoint that was not tried; those that are out only where nobody else is left, or
-    /// where more are out than in.
+    /// Chooses an endpoint that was not tried.
     fn choose(&self, tried: &[Arc<Endpoint>]) -> Option<Stay> {
-        self.renew_seats();
-        let seats = self.seats.borrow();
-        if let [seat] = seats.as_slice()
-            && tried.is_empty()
-            && seat.endpoint.is_settled()
-        {
-            return Some(Stay::begin(seat, false));
-        }
-        let now = self.endpoints.clock.now();
-        let may = |seat: &Seat| {
-            !seat.endpoint.view().fails_checks
-                && !tried.iter().any(|one| Arc::ptr_eq(one, &seat.endpoint))
-        };
-        for seat in seats.iter().filter(|seat| may(seat)) {
-            let is_due = seat.endpoint.view().standing.is_due(now);
-            if is_due && seat.endpoint.change(now, |health| health.claim_probe(now)) {
-                return Some(Stay::begin(seat, true));
-            }
-        }
-        let out = |seat: &&Rc<Seat>| seat.endpoint.view().standing.is_out();
-        let checked = || {
-            seats
-                .iter()
-                .filter(|seat| !seat.endpoint.view().fails_checks)
-        };
-        let most_are_out = checked().filter(out).count() * 2 > checked().count();
-        let draw = |all: bool| {
-            let candidate = |place: usize| {
-                let seat = seats.get(place)?;
-                let standing = seat.endpoint.view().standing;
-                let share = match () {
-                    () if !may(seat) => 0.0,
-                    () if all && standing.is_out() => 1.0,
-                    () => standing.share(now),
-                };
-                Some(Candidate {
-                    weight: share * f64::from(seat.endpoint.weight),
-                    load: seat.in_flight(),
-                })
-            };
-            pick(self.random.borrow_mut().u64(..), &candidate)
-        };
-        let picked = draw(most_are_out).or_else(|| draw(true))?;
-        seats.get(picked).map(|seat| Stay::begin(seat, false))
-    }
-
-    /// Brings the seats up to date with the endpoints. Connections to endpoints that are no more end
-    /// with what is under way on them.
-    fn renew_seats(&self) {
-        let generation = self.endpoints.generation();
-        if self.generation.get() == generation {
-            return;
-        }
-        let list = self.endpoints.list();
+        let random = || self.random.borrow_mut().u64(..);
         let mut seats = self.seats.borrow_mut();
-        let renewed = list.iter().map(|endpoint| {
-            let same = seats
-                .iter()
-                .find(|seat| Arc::ptr_eq(&seat.endpoint, endpoint));
-            match same {
-                Some(seat) => Rc::clone(seat),
-                None => Seat::new(Arc::clone(endpoint), self.endpoints.clock),
-            }
-        });
-        let renewed = renewed.collect();
-        *seats = renewed;
-        self.generation.set(generation);
+        seats.choose(&self.endpoints, tried, random)
     }
 
     /// Returns a random number from 0 to 1.
@@ -305,11 +237,7 @@ impl Upstream {
     pub(crate) fn sweep(&self) {
         self.failures.flush();
         let now = Instant::now();
-        self.renew_seats();
-        let mut answers = false;
-        for seat in self.seats.borrow().iter() {
-            answers |= seat.sweep(now);
-        }
+        let answers = self.seats.borrow_mut().sweep(&self.endpoints, now);
         let sent = self.sent.take();
         if sent > 0 || answers {
             self.endpoints.count(sent, answers);

@@ -1,5 +1,6 @@
 //! What is decided about endpoints, without any connection.
 
+use super::super::seats::Seats;
 use super::*;
 use proptest::prelude::*;
 
@@ -28,6 +29,39 @@ fn out(endpoints: &Endpoints) -> usize {
     list.iter()
         .filter(|one| one.view().standing.is_out())
         .count()
+}
+
+/// Whom these seats choose, by its place; nothing stays under way.
+fn chosen(seats: &mut Seats, endpoints: &Endpoints, random: u64) -> Option<usize> {
+    let stay = seats.choose(endpoints, &[], || random)?;
+    let list = endpoints.list();
+    list.iter()
+        .position(|one| Arc::ptr_eq(one, &stay.seat.endpoint))
+}
+
+proptest! {
+    /// What is known beforehand is never other than what is found by looking at everybody.
+    #[test]
+    fn seats_that_were_there_choose_as_those_made_just_now(
+        steps in proptest::collection::vec((0_usize..4, 0_usize..5, any::<u64>()), 1..60),
+    ) {
+        let endpoints = many(5, ", health: { path: / }, ejection: { max_ejected: 100% }");
+        let list = endpoints.list();
+        let mut seats = Seats::default();
+        for (step, at, random) in steps {
+            let (one, now) = (&list[at], endpoints.clock.now());
+            match step {
+                0 => (0..5).for_each(|_| endpoints.failed(one)),
+                1 => (0..2).for_each(|_| endpoints.checked(one, Some("gone"), now)),
+                2 => (0..2).for_each(|_| endpoints.checked(one, None, now)),
+                _ => endpoints.answered(one, true),
+            }
+            let expected = chosen(&mut Seats::default(), &endpoints, random);
+            for _ in 0..2 {
+                prop_assert_eq!(chosen(&mut seats, &endpoints, random), expected);
+            }
+        }
+    }
 }
 
 #[test]
@@ -168,13 +202,13 @@ fn a_name_is_as_many_endpoints_as_it_has_addresses_and_keeps_the_last_that_were_
     endpoints.resolved(&name, vec![address(2), address(1), address(2)], now);
     assert_eq!(addresses(), [1, 2, 9].map(address));
     let first = Arc::clone(&endpoints.list()[0]);
-    assert!(first.is_settled(), "nobody was there before");
+    assert!(first.view().is_lasting(), "nobody was there before");
     endpoints.failed(&first);
     endpoints.resolved(&name, vec![address(3), address(1)], now);
     assert_eq!(addresses(), [1, 3, 9].map(address));
     let list = endpoints.list();
     assert!(Arc::ptr_eq(&list[0], &first), "who stays is known");
-    assert!(!list[1].is_settled(), "who is new begins slowly");
+    assert!(!list[1].view().is_lasting(), "who is new begins slowly");
     let generation = endpoints.generation();
     endpoints.resolved(&name, Vec::new(), now);
     endpoints.resolved(&name, vec![address(1), address(3)], now);
