@@ -4,8 +4,10 @@
 //! 2. [`serve`]: the whole way of one request, calling the rest;
 //! 3. [`target`]: is it a request that can be served at all, and what does it ask for;
 //! 4. [`address`] and [`identify`]: who asks;
-//! 5. the policy in force decides (the engine), and [`admit`] finds a place in the [`service`];
-//! 6. [`forward`] sends it on ([`headers`], [`body`]), or [`refuse`] answers;
+//! 5. the policy in force decides ([`decide`] asks the engine), and [`admit`] finds a place in the
+//!    [`service`];
+//! 6. [`forward`] sends it on ([`headers`], [`body`]), or [`refuse`] answers and [`deliver`] sees that
+//!    the answer arrives;
 //! 7. [`observe`] records it, exactly once ([`inflight`] until then).
 //!
 //! Nothing here waits for anything but the client, the upstream and a place, and nothing here knows of
