@@ -8,6 +8,7 @@ pub mod access_log;
 pub mod admin;
 mod alarm;
 pub mod app;
+mod bounded_file;
 pub mod check;
 pub mod cli;
 pub mod clock;

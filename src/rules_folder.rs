@@ -1,17 +1,17 @@
 //! Finds and reads files of settings and rules. Leaves their meaning to those who parse them.
 
 use std::fs;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::OFlags;
 use tidegate_engine::problem::{Place, Problem, Problems};
 use tidegate_engine::rules::Rules;
 use tidegate_engine::rules_file::{RulesFile, Vocabulary};
 use tidegate_engine::yaml::{FILE_BYTES_MAX, Mark, decode, too_large};
 
+use crate::bounded_file;
 use crate::settings::{RulesFolder, Settings};
 
 /// The deepest folder in a folder that is looked into.
@@ -93,34 +93,17 @@ fn walk(folder: &Path, above: &mut Vec<(u64, u64)>, found: &mut Survey) -> Resul
 
 /// Reads a text file: UTF-8, of bounded size. What is no file (a pipe, a device) is not waited for.
 pub fn read(path: &Path) -> Result<String, Problem> {
-    let refused = |error: io::Error| unreadable(path, &error);
-    let no_file = || {
-        let text = "is neither a file nor a folder; put the text itself here";
-        Problem::new(place(path), text)
-    };
-    // Opening alone may wake a device.
-    if !fs::metadata(path).map_err(refused)?.is_file() {
-        return Err(no_file());
+    match bounded_file::read(path, FILE_BYTES_MAX as u64) {
+        Ok(bytes) => decode(&path.to_string_lossy(), &bytes),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::FileTooLarge => too_large(&path.to_string_lossy()),
+            io::ErrorKind::InvalidInput => {
+                let text = "is neither a file nor a folder; put the text itself here";
+                Problem::new(place(path), text)
+            }
+            _ => unreadable(path, &error),
+        }),
     }
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(path)
-        .map_err(refused)?;
-    // It may be another by now.
-    let metadata = file.metadata().map_err(refused)?;
-    if !metadata.is_file() {
-        return Err(no_file());
-    }
-    if metadata.len() > FILE_BYTES_MAX as u64 {
-        return Err(too_large(&path.to_string_lossy()));
-    }
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that decoding sees that it is too large.
-    file.take(FILE_BYTES_MAX as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(refused)?;
-    decode(&path.to_string_lossy(), &bytes)
 }
 
 /// A file that was read.

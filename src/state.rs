@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use tidegate_engine::request::HashKey;
 
+use crate::bounded_file;
+
 pub use audit::{AuditFile, last_lines};
 pub use detected::DetectedFile;
 pub use detector::DetectorFile;
@@ -28,6 +30,8 @@ pub use writer::StateWriter;
 /// The file of the key, under the state folder. Readable by its owner only.
 const KEY_FILE: &str = "identity.key";
 const KEY_BYTES: usize = 32;
+/// What is larger is no key for certain.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
 
 /// Draws random bytes from the system.
 ///
@@ -60,7 +64,7 @@ pub fn random_u64() -> io::Result<u64> {
 pub fn identity_key(folder: &Path) -> io::Result<HashKey> {
     fs::create_dir_all(folder)?;
     let path = folder.join(KEY_FILE);
-    let bytes = match fs::read(&path) {
+    let bytes = match bounded_file::read(&path, KEY_FILE_BYTES_MAX) {
         Ok(bytes) => <[u8; KEY_BYTES]>::try_from(bytes).map_err(|bytes| {
             let text = format!(
                 "{} has {} bytes and not {KEY_BYTES}; delete it to have a new one made (devices \

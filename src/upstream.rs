@@ -37,6 +37,7 @@ pub use endpoints::Endpoints;
 pub(crate) use lease::Lease;
 pub(crate) use pool::Upstream;
 pub use tls::TlsError;
+pub(crate) use tls::read_authorities;
 
 /// Why an upstream gave no answer.
 #[derive(Debug, thiserror::Error)]

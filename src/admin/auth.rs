@@ -7,8 +7,12 @@ use std::path::Path;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 
+use crate::bounded_file;
+
 /// The shortest token that is taken, in bytes.
 const TOKEN_BYTES_MIN: usize = 16;
+/// The largest file of a token. Only its first line counts.
+const TOKEN_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// What operators show as `Authorization: Bearer …`.
 pub struct Token(Vec<u8>);
@@ -22,7 +26,9 @@ impl std::fmt::Debug for Token {
 impl Token {
     /// Reads a token from the first line of a file.
     pub(super) fn read(path: &Path) -> io::Result<Self> {
-        let text = std::fs::read_to_string(path)?;
+        let bytes = bounded_file::read(path, TOKEN_FILE_BYTES_MAX)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let token = text.lines().next().unwrap_or_default().trim();
         if token.len() < TOKEN_BYTES_MIN {
             let text = format!("the token is shorter than {TOKEN_BYTES_MIN} characters");

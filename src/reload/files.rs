@@ -17,7 +17,7 @@ use super::watch::Places;
 use crate::faults::{self, Point};
 use crate::rules_folder::{FileText, parse_texts, read, read_all, survey_of};
 use crate::settings::{AccessLog, RulesFolder, Settings};
-use crate::upstream::Endpoints;
+use crate::upstream::{Endpoints, read_authorities};
 
 /// How often files are read again because they changed while they were read.
 const READS_MAX: usize = 3;
@@ -192,7 +192,7 @@ impl ConfigFiles {
             problems.extend(more);
         }
         let authorities = authority_files(&self.settings);
-        let authorities: Vec<Digest> = authorities.map(digest_of_file).collect();
+        let authorities: Vec<Digest> = authorities.map(digest_of_authorities).collect();
         authorities.hash(&mut hasher);
         let rules = match survey_of(&self.settings.rules) {
             Ok(survey) => {
@@ -290,9 +290,9 @@ fn digest(said: impl Hash) -> Digest {
     hasher.finish()
 }
 
-/// Hashes what a file holds, or why it cannot be read.
-fn digest_of_file(path: &Path) -> Digest {
-    digest(fs::read(path).map_err(|error| error.to_string()))
+/// Hashes what a file of authorities holds, or why it cannot be read.
+fn digest_of_authorities(path: &Path) -> Digest {
+    digest(read_authorities(path).map_err(|error| error.to_string()))
 }
 
 /// Hashes what changes with a file, and follows links.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::write_whole;
+use crate::bounded_file;
 
 /// How many files are kept that were set aside: `*.unusable` is the newest, then `*.unusable.1` and so on.
 const ASIDE_MAX: usize = 5;
@@ -42,18 +43,17 @@ impl Place {
     /// It is larger than `bytes_max` (of kind [`io::ErrorKind::InvalidData`], as whatever is wrong with a
     /// content), or it cannot be read. In that case it is left as it is, and that is said.
     pub fn read(&self, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
-        let length = match fs::metadata(&self.path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.leave(error)),
-        };
-        if length > bytes_max {
-            let text = format!("{length} bytes are more than it ever has");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        match bounded_file::read(&self.path, bytes_max) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound => Ok(None),
+                io::ErrorKind::FileTooLarge => {
+                    let text = format!("{error}, which it never is");
+                    Err(io::Error::new(io::ErrorKind::InvalidData, text))
+                }
+                _ => Err(self.leave(error)),
+            },
         }
-        fs::read(&self.path)
-            .map(Some)
-            .map_err(|error| self.leave(error))
     }
 
     /// Says that the file cannot be read. It may be as good as ever for who has the right, or tomorrow.

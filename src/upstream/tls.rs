@@ -8,11 +8,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
+use crate::bounded_file;
 use crate::settings::Tls;
+
+/// The largest file of authorities; all those that browsers believe are about 0.2 MiB.
+const AUTHORITIES_BYTES_MAX: u64 = 4 << 20;
 
 /// Why TLS cannot be spoken at all.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +28,7 @@ pub enum TlsError {
         path: PathBuf,
         /// What went wrong.
         #[source]
-        source: rustls::pki_types::pem::Error,
+        source: pem::Error,
     },
     /// A certificate of an authority cannot be used.
     #[error("{}: a certificate of an authority cannot be used", path.display())]
@@ -104,13 +108,19 @@ pub(crate) fn is_about_the_certificate(error: &io::Error) -> bool {
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
+/// Reads a file of authorities.
+pub(crate) fn read_authorities(path: &Path) -> io::Result<Vec<u8>> {
+    bounded_file::read(path, AUTHORITIES_BYTES_MAX)
+}
+
 fn roots_from(path: &Path) -> Result<RootCertStore, TlsError> {
     let unreadable = |source| TlsError::Unreadable {
         path: path.to_owned(),
         source,
     };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+    let bytes = read_authorities(path).map_err(|error| unreadable(pem::Error::Io(error)))?;
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
         roots
             .add(certificate.map_err(unreadable)?)
             .map_err(|source| TlsError::Unusable {
