@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares what a forwarded request costs in two or more builds of Tidegate, to about 0.5 %.
+"""Compares what a forwarded request costs in two or more builds of Tidegate, to about 1 %.
 
 All builds run at once on one core, with the configuration of compare.py, and take turns of a second: the
 load goes to one while the others idle. Each turn's CPU per request is divided by that of the first build in
@@ -35,6 +35,8 @@ def cost(generator: Generator, server: Server, seconds: int) -> float:
     spent = server.cpu_nanoseconds() - before
     if load.requests == 0 or load.failed_status > 0:
         raise BenchError(f"{server.name}: {load.failed_status} of {load.requests} answers were errors")
+    if spent <= 0:
+        raise BenchError(f"{server.name}: the kernel tells no CPU time in /proc/PID/task/*/schedstat")
     return spent / load.requests / 1000
 
 
@@ -45,8 +47,10 @@ def run(options: argparse.Namespace) -> list[float]:
         upstream = start_upstream(folder, stack)
         servers = []
         for number, build in enumerate(options.builds):
-            settings = argparse.Namespace(tidegate=build, detection="auto")
+            # Bursts are what it measures with, and no build may take them for a flood.
+            settings = argparse.Namespace(tidegate=build, detection="suggest")
             server = Proxies(settings, folder / str(number), upstream).start("tidegate")
+            server.name = str(build)
             stack.callback(server.stop)
             prove(server)
             servers.append(server)
@@ -90,7 +94,7 @@ def main() -> int:
     except BenchError as problem:
         print(f"not measured: {problem}", file=sys.stderr)
         return 1
-    return int(options.at_most is not None and max(medians) > options.at_most)
+    return int(options.at_most is not None and max(medians[1:]) > options.at_most)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,11 @@ pub struct ConfigFiles {
     /// What they said when they were last read and right. They name the rules folder.
     settings: Arc<Settings>,
     settings_said: Digest,
-    /// The settings in force.
+    /// The settings in force, without and with the authorities that they name.
+    settings_text_in_force: Digest,
     settings_in_force: Digest,
+    /// The rules in force.
+    rules_in_force: Digest,
     /// What is in force.
     in_force: Digest,
     /// What was read last, right or wrong.
@@ -64,7 +67,9 @@ impl ConfigFiles {
             path: path.to_owned(),
             settings: Arc::new(settings),
             settings_said: digest(&text),
+            settings_text_in_force: digest(&text),
             settings_in_force: 0,
+            rules_in_force: 0,
             in_force: 0,
             newest: 0,
             since: HashMap::new(),
@@ -74,6 +79,7 @@ impl ConfigFiles {
         let rules = parse_texts(&text.rules, &mut files.settings.vocabulary())?;
         (files.in_force, files.newest) = (digest, digest);
         files.settings_in_force = text.settings();
+        files.rules_in_force = text.rules();
         Ok((files.settings_of(&text), rules, files))
     }
 
@@ -118,9 +124,25 @@ impl ConfigFiles {
         let settings = (said != self.settings_in_force).then(|| self.settings_of(text));
         if let Some(settings) = &settings {
             self.try_access_log(settings)?;
-            self.try_tls(settings)?;
+            if let Err(problems) = self.try_tls(settings) {
+                let is_same_text = digest(&text.settings) == self.settings_text_in_force;
+                if !is_same_text || text.rules() == self.rules_in_force {
+                    return Err(problems);
+                }
+                // Rules do not wait for authorities, which stay those of before.
+                for problem in problems.iter() {
+                    tracing::warn!("{problem}");
+                }
+                self.rules_in_force = text.rules();
+                return Ok(Loaded::Changed {
+                    rules,
+                    settings: None,
+                });
+            }
         }
+        self.settings_text_in_force = digest(&text.settings);
         self.settings_in_force = said;
+        self.rules_in_force = text.rules();
         let settings = settings.map(Box::new);
         Ok(Loaded::Changed { rules, settings })
     }
@@ -275,6 +297,16 @@ impl Text {
     /// Returns another number for other settings, or other content of the files that they name.
     fn settings(&self) -> Digest {
         digest((digest(&self.settings), &self.authorities))
+    }
+
+    /// Returns another number for other rule files.
+    fn rules(&self) -> Digest {
+        let files = self.rules.iter();
+        digest(
+            files
+                .map(|file| (&file.path, &file.text))
+                .collect::<Vec<_>>(),
+        )
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) fn prepare(
 /// was never written costs the upstream nothing and is not counted.
 ///
 /// The future is moved and has its room in every connection. So what is seldom done is kept out of it, and
-/// nothing is in it twice, as the arguments of an `async fn` would be.
+/// nothing large is in it twice, as the arguments of an `async fn` would be.
 pub(super) fn forward<'a>(
     upstream: &'a Rc<Upstream>,
     request: Request<Incoming>,
@@ -109,7 +109,7 @@ pub(super) fn forward<'a>(
         let response = match answer(upstream, &mut lease, sending, &progress).await {
             Ok(response) => response,
             Err(failed) => {
-                let again = repeat(upstream, lease, may_repeat, failed, &progress, retried);
+                let again = send_again(upstream, lease, may_repeat, failed, &progress, retried);
                 match Box::pin(again).await {
                     Ok(answered) => {
                         lease = answered.1;
@@ -157,7 +157,7 @@ fn reply(
 }
 
 /// Sends a request once more that failed, where that is right; otherwise returns why it failed.
-async fn repeat(
+async fn send_again(
     upstream: &Rc<Upstream>,
     mut lease: Lease,
     may_repeat: bool,

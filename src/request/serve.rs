@@ -100,7 +100,8 @@ impl Worker {
     }
 
     /// Serves one request. What can be done at once is done before the future begins, for a future is
-    /// moved for every request, and has its room in every connection.
+    /// moved for every request, and has its room in every connection. So a request is decided on and counted
+    /// whose client has closed its connection meanwhile, but goes no further.
     pub(crate) fn serve(
         self: Rc<Self>,
         mut request: Request<Incoming>,
@@ -150,15 +151,16 @@ impl Worker {
             let (upstream, has_body) = (&to.upstream, !request.body().is_end_stream());
             let write_timeout = upstream.spec.idle_timeout;
             connection.state.set_write_timeout(write_timeout);
-            let dropped = prepare(&mut request, fields, &upstream.spec, &connection, &id);
-            if dropped > 0 {
-                self.metrics.headers_dropped_total.inc_by(dropped as u64);
+            let fields_dropped = prepare(&mut request, fields, &upstream.spec, &connection, &id);
+            if fields_dropped > 0 {
+                let sum = &self.metrics.headers_dropped_total;
+                sum.inc_by(fields_dropped as u64);
             }
-            let retries = || {
+            let retried = || {
                 let retries = &self.metrics.upstream_retries_total;
                 retries.with_label_values(&[&*upstream.spec.name]).inc();
             };
-            match forward(upstream, request, to.bodies, &id, observation, retries).await {
+            match forward(upstream, request, to.bodies, &id, observation, retried).await {
                 Ok(response) => Ok(response),
                 Err((error, observation)) => {
                     let mut response = self.unanswered(error, upstream, &id, observation);

@@ -33,7 +33,8 @@ impl Lots {
     }
 
     /// Draws two candidates and returns the place of the one with less under way for its weight, the first
-    /// drawn where both are the same. `None`: nobody has a lot.
+    /// drawn where both are the same (but for rounding, where weights are no whole numbers). `None`: nobody
+    /// has a lot.
     pub(super) fn pick(
         &self,
         random: impl FnOnce() -> u64,

@@ -19,7 +19,7 @@ pub(super) struct Seats {
     lots: Lots,
     /// Whether the lots are right until the next generation: none changes with the time alone, and nobody
     /// is left out because he was tried.
-    are_lots_lasting: bool,
+    has_lasting_lots: bool,
 }
 
 impl Seats {
@@ -37,7 +37,7 @@ impl Seats {
         random: impl FnOnce() -> u64,
     ) -> Option<Stay> {
         self.renew(endpoints);
-        if !self.are_lots_lasting || !tried.is_empty() {
+        if !self.has_lasting_lots || !tried.is_empty() {
             let now = endpoints.clock.now();
             let probe = self.list.iter().find(|seat| {
                 may_be_asked(seat, tried)
@@ -78,7 +78,7 @@ impl Seats {
         if !weigh(most_are_out) {
             weigh(true);
         }
-        self.are_lots_lasting =
+        self.has_lasting_lots =
             tried.is_empty() && list.iter().all(|seat| seat.endpoint.view().is_lasting());
     }
 
@@ -100,7 +100,7 @@ impl Seats {
         });
         self.list = renewed.collect();
         self.generation = generation;
-        self.are_lots_lasting = false;
+        self.has_lasting_lots = false;
     }
 
     /// Closes connections that were not used for a while, and tells everybody what was counted. Returns

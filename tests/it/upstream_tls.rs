@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio_rustls::rustls::crypto::ring;
@@ -180,20 +181,35 @@ fn whoever_shows_the_wrong_certificate_gets_no_request() {
 #[test]
 fn whoever_the_authorities_file_vouches_for_by_now_is_believed() {
     let (authority, next) = (Authority::new(), Authority::new());
-    let upstream = next.upstream("127.0.0.1");
-    let proxy = proxy(upstream.address, &authority.believed(""));
-    proxy.ask(GET).expect_problem(502, "tls_certificate_error");
-    // A file that is no certificate is refused, and changes nothing.
+    let text = |of: &Authority| {
+        let file = of.folder.path().join("ca.pem");
+        std::fs::read_to_string(file).expect("its certificate")
+    };
+    let (first, second) = (text(&authority), text(&next));
+    let upstream = authority.upstream("127.0.0.1");
+    let settings = format!("{}\n    max_age: 1s", authority.believed(""));
+    let proxy = proxy(upstream.address, &settings);
+    assert_eq!(proxy.ask(GET).status(), 200);
+    // A file that is no certificate is refused, and who was believed still is, on new connections, too.
     authority.folder.write("ca.pem", "not a certificate\n");
     eventually("the refusal is counted", || {
         proxy.metric("tidegate_reload_failures_total") > 0
     });
-    proxy.ask(GET).expect_problem(502, "tls_certificate_error");
-    let next = std::fs::read_to_string(next.folder.path().join("ca.pem")).expect("its certificate");
-    authority.folder.write("ca.pem", &next);
-    eventually("the next authority is believed", || {
-        proxy.ask(GET).status() == 200
+    thread::sleep(Duration::from_millis(1300));
+    assert_eq!(proxy.ask(GET).status(), 200);
+    // Rules do not wait for it.
+    let rule = "rules: [{ name: r, when: { method: PUT }, action: block, status: 402 }]\n";
+    proxy.folder.write("rules/r.yaml", rule);
+    eventually("the rule is in force", || {
+        proxy.ask("PUT / HTTP/1.1\r\nHost: a\r\n\r\n").status() == 402
     });
+    assert_eq!(proxy.ask(GET).status(), 200);
+    authority.folder.write("ca.pem", &second);
+    eventually("the next authority is believed, and it alone", || {
+        proxy.ask(GET).status() == 502
+    });
+    authority.folder.write("ca.pem", &first);
+    eventually("and the first again", || proxy.ask(GET).status() == 200);
 }
 
 #[test]

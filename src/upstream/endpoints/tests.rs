@@ -39,6 +39,31 @@ fn chosen(seats: &mut Seats, endpoints: &Endpoints, random: u64) -> Option<usize
         .position(|one| Arc::ptr_eq(one, &stay.seat.endpoint))
 }
 
+/// Endpoints that stay after a reload tell the seats of then, too.
+#[test]
+fn seats_learn_of_an_ejection_after_new_settings() {
+    let before = many(3, "");
+    let after = open(
+        spec("[\"10.0.0.1:80\", \"10.0.0.2:80\", \"10.0.0.3:80\"]", ""),
+        Some(&before),
+    );
+    let mut seats = Seats::default();
+    assert!(chosen(&mut seats, &after, 0).is_some());
+    let one = Arc::clone(&after.list()[0]);
+    (0..5).for_each(|_| after.failed(&one));
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..100 {
+        assert_ne!(chosen(&mut seats, &after, random.u64(..)), Some(0));
+    }
+    // Whoever was tried is left out for this request, and not for the next.
+    let second = Arc::clone(&after.list()[1]);
+    let stay = seats.choose(&after, &[second], || 0).unwrap();
+    assert!(Arc::ptr_eq(&stay.seat.endpoint, &after.list()[2]));
+    drop(stay);
+    let picked = |seats: &mut Seats, random| chosen(seats, &after, random);
+    assert!((0..64).any(|bit| picked(&mut seats, u64::MAX >> bit) == Some(1)));
+}
+
 proptest! {
     /// What is known beforehand is never other than what is found by looking at everybody.
     #[test]

@@ -24,7 +24,7 @@ fn head(target: &str, length: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Sends a body of so many MiB on a thread of its own, evenly over so long a time.
+/// Sends a body of so many MiB on a thread of its own, evenly over so long a time, and not longer.
 fn upload(to: SocketAddr, mebibytes: u32, lasts: Duration) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut stream = TcpStream::connect(to).expect("somebody listens");
@@ -32,8 +32,9 @@ fn upload(to: SocketAddr, mebibytes: u32, lasts: Duration) -> JoinHandle<()> {
         let began = Instant::now();
         let mut sent = stream.write_all(&head("/chat/upload", mebibytes as usize * MIB));
         for number in 0..mebibytes {
-            // Refused in the middle, or done: the small calls are what is measured.
-            if sent.is_err() {
+            // Refused in the middle, or time is over: the small calls are what is measured, and those
+            // after it are to be calm.
+            if sent.is_err() || began.elapsed() >= lasts {
                 return;
             }
             let due = began + lasts * number / mebibytes;
