@@ -39,8 +39,18 @@ pub enum Loaded {
     Changed {
         /// The rules.
         rules: Rules,
-        /// The settings, where their file says something else than before.
+        /// The settings, where their file, or one of authorities that it names, says something else than
+        /// before.
         settings: Option<Box<Settings>>,
+    },
+    /// Other rules, which are right, under settings as before but for a file of authorities that is wrong.
+    RulesOnly {
+        /// The rules.
+        rules: Rules,
+        /// What is wrong.
+        problems: Problems,
+        /// Whether an operator waits to hear of it.
+        is_asked: bool,
     },
     /// What is in force already.
     Again,

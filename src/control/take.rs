@@ -32,6 +32,16 @@ impl Control {
         match loaded {
             Loaded::Changed { rules, settings } => self.take_changed(rules, settings, now),
             Loaded::Again => self.take_again(now),
+            Loaded::RulesOnly {
+                rules,
+                problems,
+                is_asked,
+            } => {
+                self.take_rules(rules);
+                let taken =
+                    "the rules were taken over; all else stays in force as it was good last";
+                self.tell_refused(&problems, is_asked, taken, now);
+            }
             Loaded::Refused { problems, is_asked } => self.refuse(&problems, is_asked, now),
         }
     }
@@ -39,11 +49,7 @@ impl Control {
     fn take_changed(&mut self, rules: Rules, settings: Option<Box<Settings>>, now: SystemTime) {
         let (count, limits) = (rules.rules.len(), rules.limits.len());
         match settings {
-            None => {
-                self.give_way_to(&rules);
-                self.parts.rules = rules;
-                self.publish();
-            }
+            None => self.take_rules(rules),
             Some(settings) => {
                 if let Err(problem) = self.take_settings(*settings, rules) {
                     self.refuse(&problem.into(), true, now);
@@ -53,6 +59,13 @@ impl Control {
         }
         self.succeed(now);
         tracing::info!(rules = count, limits, "the rules folder was read again");
+    }
+
+    /// Puts other rules in force, under the settings as they are.
+    fn take_rules(&mut self, rules: Rules) {
+        self.give_way_to(&rules);
+        self.parts.rules = rules;
+        self.publish();
     }
 
     /// Puts other settings in force, and the rules that were read with them.
@@ -139,6 +152,12 @@ impl Control {
     }
 
     fn refuse(&mut self, problems: &Problems, is_asked: bool, now: SystemTime) {
+        let taken = "nothing was taken over; what was good last stays in force";
+        self.tell_refused(problems, is_asked, taken, now);
+    }
+
+    /// Tells what is wrong, and what was taken over nevertheless.
+    fn tell_refused(&mut self, problems: &Problems, is_asked: bool, taken: &str, now: SystemTime) {
         let metrics = &self.parts.metrics;
         metrics.reload_failures_total.inc();
         metrics.reload_last_successful.set(0);
@@ -148,10 +167,7 @@ impl Control {
             for line in lines.iter().take(PROBLEMS_LOGGED_MAX) {
                 tracing::warn!("{line}");
             }
-            tracing::warn!(
-                problems = lines.len(),
-                "nothing was taken over; what was good last stays in force"
-            );
+            tracing::warn!(problems = lines.len(), "{taken}");
         }
         self.reload = Reload {
             at: now,

@@ -35,8 +35,8 @@ pub struct ConfigFiles {
     settings_in_force: Digest,
     /// The rules in force.
     rules_in_force: Digest,
-    /// What is in force.
-    in_force: Digest,
+    /// What is in force; `None`: not all of what was read last.
+    in_force: Option<Digest>,
     /// What was read last, right or wrong.
     newest: Digest,
     /// When each rule file was first read as it is.
@@ -70,14 +70,14 @@ impl ConfigFiles {
             settings_text_in_force: digest(&text),
             settings_in_force: 0,
             rules_in_force: 0,
-            in_force: 0,
+            in_force: None,
             newest: 0,
             since: HashMap::new(),
         };
         let (digest, read) = files.read(now);
         let text = read?;
         let rules = parse_texts(&text.rules, &mut files.settings.vocabulary())?;
-        (files.in_force, files.newest) = (digest, digest);
+        (files.in_force, files.newest) = (Some(digest), digest);
         files.settings_in_force = text.settings();
         files.rules_in_force = text.rules();
         Ok((files.settings_of(&text), rules, files))
@@ -106,19 +106,22 @@ impl ConfigFiles {
             return None;
         }
         self.newest = digest;
-        if digest == self.in_force {
+        if Some(digest) == self.in_force {
             return Some(Loaded::Again);
         }
-        Some(match text.and_then(|text| self.understand(&text)) {
-            Ok(loaded) => {
-                self.in_force = digest;
-                loaded
-            }
-            Err(problems) => Loaded::Refused { problems, is_asked },
-        })
+        Some(
+            match text.and_then(|text| self.understand(&text, is_asked)) {
+                Ok(loaded) => {
+                    let is_whole = !matches!(loaded, Loaded::RulesOnly { .. });
+                    self.in_force = is_whole.then_some(digest);
+                    loaded
+                }
+                Err(problems) => Loaded::Refused { problems, is_asked },
+            },
+        )
     }
 
-    fn understand(&mut self, text: &Text) -> Result<Loaded, Problems> {
+    fn understand(&mut self, text: &Text, is_asked: bool) -> Result<Loaded, Problems> {
         let said = text.settings();
         let rules = parse_texts(&text.rules, &mut self.settings.vocabulary())?;
         let settings = (said != self.settings_in_force).then(|| self.settings_of(text));
@@ -130,13 +133,11 @@ impl ConfigFiles {
                     return Err(problems);
                 }
                 // Rules do not wait for authorities, which stay those of before.
-                for problem in problems.iter() {
-                    tracing::warn!("{problem}");
-                }
                 self.rules_in_force = text.rules();
-                return Ok(Loaded::Changed {
+                return Ok(Loaded::RulesOnly {
                     rules,
-                    settings: None,
+                    problems,
+                    is_asked,
                 });
             }
         }

@@ -13,7 +13,7 @@ use tidegate_engine::traffic::Recorder;
 use tidegate_engine::verdict::Verdict;
 
 use super::accept::{Connection, READ_BUFFER_BYTES};
-use super::admit::{Admission, Pending, admit};
+use super::admit::{Admission, admit};
 use super::body::{BodyFault, BodyLimits, ReplyBody};
 use super::decide::{Decided, Undecided};
 use super::deliver::{Dropped, Tarpit, close_with_care, deliver, dropped};
@@ -66,9 +66,8 @@ pub(crate) struct Destination {
 
 /// What becomes of a request, as far as can be said at once.
 enum Course {
-    Forward(Rc<Destination>, Box<Observation>),
-    /// It waits for a place in this lane.
-    Wait(Rc<Destination>, Box<Observation>, Pending, Lane),
+    /// It asks for a place in this lane, for this flow.
+    Forward(Rc<Destination>, Box<Observation>, Lane, u64),
     Refuse(Response<ReplyBody>),
     Tarpit(Box<Observation>),
     Drop(Box<Observation>),
@@ -124,21 +123,8 @@ impl Worker {
             }
         };
         async move {
-            let (to, observation) = match course {
-                Course::Forward(to, observation) => (to, observation),
-                Course::Wait(to, observation, pending, lane) => {
-                    let limit = to.bodies.queue_timeout;
-                    let mut observation = observation;
-                    match Box::pin(pending.wait(limit)).await {
-                        Ok(place) => observation.admit(place),
-                        Err(why) => {
-                            observation.shed(why, lane);
-                            let response = self.refuse.shed(&id, observation);
-                            return Ok(deliver(request, response, &connection).await);
-                        }
-                    }
-                    (to, observation)
-                }
+            let (to, mut observation, lane, flow) = match course {
+                Course::Forward(to, observation, lane, flow) => (to, observation, lane, flow),
                 Course::Refuse(response) => {
                     return Ok(deliver(request, response, &connection).await);
                 }
@@ -147,6 +133,22 @@ impl Worker {
                 }
                 Course::Drop(observation) => return Err(dropped(&observation)),
             };
+            // Not before: hyper polls this only when the client has taken its answer to what it asked before,
+            // and whoever does not read is to hold no place meanwhile.
+            let bytes = || held_bytes(&request);
+            let place = match admit(&to.service, lane, (flow, self.clock.now()), bytes) {
+                Admission::Admitted(place) => Ok(place),
+                Admission::Waits(pending) => Box::pin(pending.wait(to.bodies.queue_timeout)).await,
+                Admission::Shed(why) => Err(why),
+            };
+            match place {
+                Ok(place) => observation.admit(place),
+                Err(why) => {
+                    observation.shed(why, lane);
+                    let response = self.refuse.shed(&id, observation);
+                    return Ok(deliver(request, response, &connection).await);
+                }
+            }
             faults::point(Point::Request);
             let (upstream, has_body) = (&to.upstream, !request.body().is_end_stream());
             let write_timeout = upstream.spec.idle_timeout;
@@ -203,18 +205,7 @@ impl Worker {
         } else {
             Lane::Normal
         };
-        let bytes = || held_bytes(request, announced);
-        match admit(&to.service, lane, (flow, observation.began), bytes) {
-            Admission::Admitted(place) => {
-                observation.admit(place);
-                Course::Forward(to, observation)
-            }
-            Admission::Waits(pending) => Course::Wait(to, observation, pending, lane),
-            Admission::Shed(why) => {
-                observation.shed(why, lane);
-                Course::Refuse(self.refuse.shed(id, observation))
-            }
-        }
+        Course::Forward(to, observation, lane, flow)
     }
 
     /// Answers a request for which its upstream had no answer.
@@ -249,7 +240,8 @@ impl Worker {
 }
 
 /// Returns how much memory a request takes that waits: its head, and what of its body hyper reads ahead.
-fn held_bytes(request: &Request<Incoming>, announced: Option<u64>) -> u64 {
+fn held_bytes(request: &Request<Incoming>) -> u64 {
+    let announced = request.body().size_hint().exact();
     let fields = request.headers().iter();
     let head: usize = fields
         .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD_BYTES)

@@ -203,6 +203,11 @@ fn whoever_the_authorities_file_vouches_for_by_now_is_believed() {
     eventually("the rule is in force", || {
         proxy.ask("PUT / HTTP/1.1\r\nHost: a\r\n\r\n").status() == 402
     });
+    let is_well = || proxy.metric("tidegate_reload_last_successful");
+    eventually("but the reload still counts as failed", || is_well() == 0);
+    proxy.running.reload();
+    thread::sleep(Duration::from_millis(600));
+    assert_eq!(is_well(), 0, "however often it is asked for");
     assert_eq!(proxy.ask(GET).status(), 200);
     authority.folder.write("ca.pem", &second);
     eventually("the next authority is believed, and it alone", || {
@@ -210,6 +215,7 @@ fn whoever_the_authorities_file_vouches_for_by_now_is_believed() {
     });
     authority.folder.write("ca.pem", &first);
     eventually("and the first again", || proxy.ask(GET).status() == 200);
+    assert_eq!(is_well(), 1);
 }
 
 #[test]
